@@ -1,0 +1,80 @@
+#include "app/estimate.hpp"
+
+#include <algorithm>
+#include <array>
+#include <iterator>
+
+#include "app/run_directory.hpp"
+#include "app/step.hpp"
+
+namespace cpstep {
+
+MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<VariantPlan> const& plans,
+                               Rollout const& rollout, Reduction const& reduction, bool ref) {
+    ModelConfig const& config = layout.config;
+    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+    MemoryEstimate estimate;
+    estimate.state = 4 * (TrainStep::state_floats(layout.size, ref) + layout.size);
+    estimate.results = 4 * (4 * layout.size);
+    for (int rank = 0; rank < plans.front().grid.world; ++rank) {
+        ModelCapacity capacity;
+        std::int64_t wires = 0;
+        for (VariantPlan const& plan : plans) {
+            auto const batches = make_micro_batches(plan, rollout, reduction, rank);
+            ModelCapacity const own = capacity_of(batches);
+            capacity.rows = std::max(capacity.rows, own.rows);
+            capacity.response_rows = std::max(capacity.response_rows, own.response_rows);
+            wires += 4 * RingAttention::buffer_floats(plan.grid.cp, heads, max_block_rows(batches));
+        }
+        estimate.activations =
+            std::max(estimate.activations, 4 * Model::buffer_floats(config, capacity));
+        estimate.wires = std::max(estimate.wires, wires);
+    }
+    return estimate;
+}
+
+std::string human_bytes(std::int64_t bytes) {
+    static constexpr std::array<char const*, 5> units{"B", "KiB", "MiB", "GiB", "TiB"};
+    auto value = static_cast<double>(bytes);
+    std::size_t unit = 0;
+    while (value >= 1024 && unit + 1 < units.size()) {
+        value /= 1024;
+        ++unit;
+    }
+    return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 1, units[unit]);
+}
+
+std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const& rollout,
+                           MemoryEstimate const& memory, std::int64_t disk_bytes,
+                           std::string const& output) {
+    std::string out;
+    auto const to = std::back_inserter(out);
+    for (VariantPlan const& plan : plans) {
+        fmt::format_to(to, "{}: {} ranks as DP {} x CP {}\n", plan.name, plan.grid.world,
+                       plan.grid.dp(), plan.grid.cp);
+        for (std::size_t dp = 0; dp < plan.schedule.size(); ++dp) {
+            fmt::format_to(to, "  DP rank {}, ranks {}..{}:", dp,
+                           plan.grid.rank_of(static_cast<int>(dp), 0),
+                           plan.grid.rank_of(static_cast<int>(dp), plan.grid.cp - 1));
+            for (auto const& samples : plan.schedule[dp]) {
+                std::int64_t tokens = 0;
+                for (std::int64_t const sample : samples) {
+                    tokens += rollout.total_length(sample);
+                }
+                fmt::format_to(to, " {{{}}} = {} tokens", fmt::join(samples, ","), tokens);
+            }
+            out += "\n";
+        }
+    }
+    fmt::format_to(
+        to,
+        "memory of a rank, at most: {} (model state {}, activations {}, ring blocks {}, results "
+        "on rank 0 {})\n",
+        human_bytes(memory.total()), human_bytes(memory.state), human_bytes(memory.activations),
+        human_bytes(memory.wires), human_bytes(memory.results));
+    fmt::format_to(to, "disk, at most: {} in {} ({} free)\n", human_bytes(disk_bytes), output,
+                   human_bytes(static_cast<std::int64_t>(free_bytes(output))));
+    return out;
+}
+
+}  // namespace cpstep

@@ -1,0 +1,32 @@
+// Memory a run will take, before anything is allocated.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "app/variant.hpp"
+
+namespace cpstep {
+
+/// Bytes of one rank (the largest), by what they hold.
+struct MemoryEstimate {
+    std::int64_t state = 0;        ///< weights, reference, gradients, moments, initial copy
+    std::int64_t activations = 0;  ///< model buffers
+    std::int64_t wires = 0;        ///< ring blocks of all variants
+    std::int64_t results = 0;      ///< root only: gradients and updated weights of two variants
+    std::int64_t total() const { return state + activations + wires + results; }
+};
+
+MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<VariantPlan> const& plans,
+                               Rollout const& rollout, Reduction const& reduction, bool ref);
+
+/// Grid, micro-batches with their tokens, memory and disk of every variant: the text of --dry-run.
+std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const& rollout,
+                           MemoryEstimate const& memory, std::int64_t disk_bytes,
+                           std::string const& output);
+
+/// "1.5 GiB".
+std::string human_bytes(std::int64_t bytes);
+
+}  // namespace cpstep

@@ -1,0 +1,54 @@
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "app/options.hpp"
+#include "app/run.hpp"
+
+namespace {
+
+char const* const usage =
+    "usage: cpstep run [options]     verify and time CP=N against CP=1 (start it with mpirun or "
+    "srun)\n"
+    "       cpstep run --help        all options\n"
+    "       cpstep --version\n"
+    "example: mpirun -np 2 cpstep run --config inputs/smoke.ini\n";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    using namespace cpstep;
+    std::vector<std::string> const words(argv + 1, argv + argc);
+    if (words.empty() || words[0] == "--help" || words[0] == "help") {
+        std::fputs(usage, words.empty() ? stderr : stdout);
+        return static_cast<int>(words.empty() ? ExitCode::usage : ExitCode::pass);
+    }
+    if (words[0] == "--version") {
+        fmt::print("cpstep {}\n", version());
+        return 0;
+    }
+    if (words[0] != "run") {
+        fmt::print(stderr, "cpstep: unknown command '{}'\n{}", words[0], usage);
+        return static_cast<int>(ExitCode::usage);
+    }
+    std::vector<std::string> const arguments(words.begin() + 1, words.end());
+    for (std::string const& word : arguments) {
+        if (word == "--help") {
+            std::fputs(run_help().c_str(), stdout);
+            return 0;
+        }
+    }
+    World world(argc, argv);
+    try {
+        return static_cast<int>(run_command(world, arguments));
+    } catch (AgreedError const& error) {
+        if (world.root()) {
+            fmt::print(stderr, "cpstep: {}\n", error.what());
+        }
+        return static_cast<int>(error.code());
+    } catch (Error const& error) {
+        world.abort(error.code(), error.what());
+    } catch (std::exception const& error) {
+        world.abort(ExitCode::internal, error.what());
+    }
+}

@@ -1,0 +1,350 @@
+#include "app/options.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "app/option_table.hpp"
+#include "cuda/error.hpp"
+
+namespace cpstep {
+namespace {
+
+constexpr std::size_t kScreenColumns = 100;
+/// Fewer blocks have no spread for a confidence interval.
+constexpr int kGateBlocks = 3;
+
+void apply_settings(Options& options, std::vector<Setting> const& settings) {
+    for (Setting const& setting : settings) {
+        std::string value = setting.spec->apply(options, setting.text, setting.label);
+        options.resolved[setting.spec->name] = {std::move(value), setting.origin, setting.where};
+    }
+}
+
+bool is_given(Options const& options, std::string const& name) {
+    return options.resolved.at(name).origin != Origin::fallback;
+}
+
+void fill_dependent_defaults(Options& options) {
+    if (!is_given(options, "eps-clip-high")) {
+        options.loss.eps_clip_high = options.loss.eps_clip;
+        options.resolved["eps-clip-high"] = {options.resolved.at("eps-clip").value,
+                                             Origin::fallback, "default: eps-clip"};
+    }
+}
+
+/// "'--lr' (a.ini:4)": the setting a contradiction is about, with its place if not the command
+/// line.
+std::string named(Options const& options, std::string const& name) {
+    ResolvedValue const& value = options.resolved.at(name);
+    return value.origin == Origin::command_line ? fmt::format("--{}", name)
+                                                : fmt::format("--{} ({})", name, value.where);
+}
+
+void check_data_source(Options const& options) {
+    require(!options.hf_checkpoint.empty(), ExitCode::usage,
+            "--hf-checkpoint is missing: name the Hugging Face folder of the model (with --init "
+            "random only its config.json is used)");
+    std::vector<std::string> sources;
+    for (auto const* name : {"rollout-file", "prompt-data"}) {
+        if (is_given(options, name)) {
+            sources.push_back(named(options, name));
+        }
+    }
+    if (options.rollout_prompt_len > 0) {
+        sources.push_back(named(options, "rollout-prompt-len"));
+    }
+    require(!sources.empty(), ExitCode::usage,
+            "no data: give one of --rollout-file, --prompt-data, --rollout-prompt-len");
+    require(sources.size() == 1, ExitCode::usage, "{} exclude each other: keep one",
+            fmt::join(sources, " and "));
+    require(options.rollout_prompt_len == 0 || options.rollout_batch_size > 0, ExitCode::usage,
+            "{} needs --rollout-batch-size: without a prompt file it sets the number of prompts",
+            named(options, "rollout-prompt-len"));
+    require(!options.rollout_file.empty() ||
+                options.global_batch_size % options.n_samples_per_prompt == 0,
+            ExitCode::usage, "{} {} is not a multiple of {} {}: a step takes whole prompts",
+            named(options, "global-batch-size"), options.global_batch_size,
+            named(options, "n-samples-per-prompt"), options.n_samples_per_prompt);
+}
+
+void check_combinations(Options const& options) {
+    check_data_source(options);
+    require(!options.use_dynamic_batch_size || options.max_tokens_per_gpu > 0, ExitCode::usage,
+            "{} needs --max-tokens-per-gpu, the size of a pack",
+            named(options, "use-dynamic-batch-size"));
+    require(options.loss.tis_clip_low <= options.loss.tis_clip, ExitCode::usage,
+            "{} {} is above {} {}: lower the first or raise the second",
+            named(options, "tis-clip-low"), options.loss.tis_clip_low, named(options, "tis-clip"),
+            options.loss.tis_clip);
+    require(options.gate_ratio == 0 || options.blocks >= kGateBlocks, ExitCode::usage,
+            "{} needs at least {} blocks for a confidence interval: raise {} {} or set the gate to "
+            "0",
+            named(options, "gate-ratio"), kGateBlocks, named(options, "blocks"), options.blocks);
+}
+
+void list_not_applicable(Options& options) {
+    for (OptionSpec const& spec : option_table()) {
+        ResolvedValue const& value = options.resolved.at(spec.name);
+        bool const off = spec.kind == OptionKind::flag && value.value == "false";
+        if (spec.applicable || value.origin == Origin::fallback || off) {
+            continue;
+        }
+        std::string const text = spec.kind == OptionKind::flag ? "" : " " + value.value;
+        options.not_applicable.push_back(fmt::format("--{}{}: {}", spec.name, text, spec.help));
+    }
+}
+
+/// "0,1" or "0-5,7": runs of three and more are joined.
+std::string rank_list(std::vector<std::size_t> const& ranks) {
+    std::vector<std::string> parts;
+    for (std::size_t i = 0; i < ranks.size();) {
+        std::size_t end = i + 1;
+        while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) {
+            ++end;
+        }
+        if (end - i >= 3) {
+            parts.push_back(fmt::format("{}-{}", ranks[i], ranks[end - 1]));
+        } else {
+            for (std::size_t k = i; k < end; ++k) {
+                parts.push_back(fmt::format("{}", ranks[k]));
+            }
+        }
+        i = end;
+    }
+    return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(parts, ","));
+}
+
+std::map<std::string, std::string> parse_serialized(std::string const& text) {
+    std::map<std::string, std::string> values;
+    for (std::size_t begin = 0; begin < text.size();) {
+        std::size_t const end = std::min(text.find('\n', begin), text.size());
+        std::string const line = text.substr(begin, end - begin);
+        std::size_t const equals = std::min(line.find('='), line.size());
+        values[line.substr(0, equals)] = equals < line.size() ? line.substr(equals + 1) : "";
+        begin = end + 1;
+    }
+    return values;
+}
+
+std::string help_cell(OptionSpec const& spec) {
+    std::string cell = "--" + spec.name;
+    if (spec.kind != OptionKind::flag) {
+        cell += " " + spec.metavar;
+    }
+    if (!spec.help.empty()) {
+        cell += "  " + spec.help;
+    }
+    if (spec.kind != OptionKind::flag && !spec.fallback.empty() && spec.fallback != spec.metavar) {
+        cell += " [" + spec.fallback + "]";
+    }
+    return cell;
+}
+
+/// Two short cells share a line.
+std::string help_section(std::vector<std::string> const& cells) {
+    constexpr std::size_t half = kScreenColumns / 2 - 1;
+    std::string text;
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+        bool const pair =
+            i + 1 < cells.size() && cells[i].size() < half && cells[i + 1].size() < half;
+        text += pair ? fmt::format("  {:<{}}{}\n", cells[i], half, cells[i + 1])
+                     : fmt::format("  {}\n", cells[i]);
+        i += pair ? 1 : 0;
+    }
+    return text;
+}
+
+/// Words in lines of the screen's width.
+std::string wrapped(std::vector<std::string> const& words) {
+    std::string text = " ";
+    std::size_t column = 1;
+    for (std::string const& word : words) {
+        if (column + 1 + word.size() > kScreenColumns) {
+            text += "\n ";
+            column = 1;
+        }
+        text += " " + word;
+        column += 1 + word.size();
+    }
+    return text + "\n";
+}
+
+/// Optimal string alignment: insert, delete, replace, swap neighbours (Damerau 1964).
+std::size_t edit_distance(std::string const& a, std::string const& b) {
+    std::vector<std::vector<std::size_t>> d(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
+    for (std::size_t i = 0; i <= a.size(); ++i) {
+        for (std::size_t j = 0; j <= b.size(); ++j) {
+            if (i == 0 || j == 0) {
+                d[i][j] = i + j;
+                continue;
+            }
+            std::size_t const changed = a[i - 1] != b[j - 1] ? 1 : 0;
+            d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + changed});
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+                d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+            }
+        }
+    }
+    return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+Options parse_run_options(std::vector<std::string> const& arguments,
+                          std::map<std::string, std::string> const& environment) {
+    std::vector<Setting> const from_line = read_command_line(arguments);
+    std::vector<Setting> const from_environment = read_environment(environment);
+    Options options;
+    for (OptionSpec const& spec : option_table()) {
+        options.resolved[spec.name] = {spec.fallback, Origin::fallback, "default"};
+    }
+    std::string config;
+    for (auto const* settings : {&from_environment, &from_line}) {
+        for (Setting const& setting : *settings) {
+            config = setting.spec->name == "config" ? setting.text : config;
+        }
+    }
+    if (!config.empty()) {
+        apply_settings(options, read_ini(config));
+    }
+    apply_settings(options, from_environment);
+    apply_settings(options, from_line);
+    fill_dependent_defaults(options);
+    check_combinations(options);
+    list_not_applicable(options);
+    return options;
+}
+
+std::map<std::string, std::string> cpstep_environment() {
+    std::map<std::string, std::string> result;
+    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+        std::string const text = *entry;
+        std::size_t const equals = text.find('=');
+        if (text.starts_with("CPSTEP_") && equals != std::string::npos) {
+            result[text.substr(0, equals)] = text.substr(equals + 1);
+        }
+    }
+    return result;
+}
+
+std::string run_help() {
+    std::string text =
+        "usage: mpirun -n RANKS cpstep run --hf-checkpoint DIR DATA [options]\n"
+        "DATA is one of --prompt-data, --rollout-file, --rollout-prompt-len. Precedence: command "
+        "line,\n"
+        "CPSTEP_* environment (CPSTEP_LR, CPSTEP_USE_TIS=1), --config file, default [in "
+        "brackets].\n";
+    std::vector<std::string> ignored;
+    std::vector<std::string> cells;
+    auto const& table = option_table();
+    for (std::size_t i = 0; i < table.size(); ++i) {
+        if (!table[i].applicable) {
+            ignored.push_back("--" + table[i].name);
+            continue;
+        }
+        cells.push_back(help_cell(table[i]));
+        if (i + 1 == table.size() || table[i + 1].section != table[i].section) {
+            text += table[i].section + ":\n" + help_section(cells);
+            cells.clear();
+        }
+    }
+    return text + "Accepted from a trainer's launch line, without effect here:\n" +
+           wrapped(ignored);
+}
+
+std::string describe_options(Options const& options) {
+    struct Row {
+        std::string name, value, origin;
+    };
+    std::vector<Row> rows{{"option", "value", "origin"}};
+    for (OptionSpec const& spec : option_table()) {
+        auto const found = options.resolved.find(spec.name);
+        if (spec.applicable && found != options.resolved.end()) {
+            std::string const& value = found->second.value;
+            rows.push_back({spec.name, value.empty() ? "-" : value, found->second.where});
+        }
+    }
+    std::size_t name_width = 0;
+    std::size_t value_width = 0;
+    for (Row const& row : rows) {
+        name_width = std::max(name_width, row.name.size());
+        value_width = std::max(value_width, row.value.size());
+    }
+    // One long path must not push every origin off the screen.
+    value_width = std::min<std::size_t>(value_width, 40);
+    std::string text;
+    for (Row const& row : rows) {
+        text += fmt::format("{:<{}}  {:<{}}  {}\n", row.name, name_width, row.value, value_width,
+                            row.origin);
+    }
+    if (!options.not_applicable.empty()) {
+        text += fmt::format("not applicable:\n  {}\n", fmt::join(options.not_applicable, "\n  "));
+    }
+    return text;
+}
+
+std::string serialize_options(Options const& options) {
+    std::string text;
+    for (auto const& [name, value] : options.resolved) {
+        text += name + "=";
+        for (char const c : value.value) {
+            text += c == '\n' ? std::string("\\n") : std::string(1, c);  // one line an option
+        }
+        text += '\n';
+    }
+    return text;
+}
+
+std::string options_difference(std::vector<std::string> const& by_rank) {
+    std::vector<std::map<std::string, std::string>> ranks;
+    std::set<std::string> names;
+    for (std::string const& text : by_rank) {
+        ranks.push_back(parse_serialized(text));
+        for (auto const& [name, value] : ranks.back()) {
+            names.insert(name);
+        }
+    }
+    std::string difference;
+    for (std::string const& name : names) {
+        std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;  // by first rank
+        for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+            auto const found = ranks[rank].find(name);
+            std::string value = found == ranks[rank].end() ? "(absent)" : found->second;
+            value = value.empty() ? "(unset)" : value;
+            auto group = std::find_if(groups.begin(), groups.end(),
+                                      [&](auto const& g) { return g.first == value; });
+            if (group == groups.end()) {
+                group = groups.insert(groups.end(), {value, {}});
+            }
+            group->second.push_back(rank);
+        }
+        if (groups.size() < 2) {
+            continue;
+        }
+        std::vector<std::string> parts;
+        for (auto const& [value, members] : groups) {
+            parts.push_back(fmt::format("{} on {}", value, rank_list(members)));
+        }
+        difference += fmt::format("{}: {}\n", name, fmt::join(parts, "; "));
+    }
+    return difference;
+}
+
+std::string nearest_name(std::string const& name, std::vector<std::string> const& names) {
+    std::size_t best_distance = std::max<std::size_t>(2, name.size() / 3) + 1;
+    std::string best;
+    for (std::string const& candidate : names) {
+        std::size_t const distance = edit_distance(name, candidate);
+        // A distance of the whole length shares no letter.
+        if (distance < best_distance && distance < std::max(name.size(), candidate.size())) {
+            best_distance = distance;
+            best = candidate;
+        }
+    }
+    return best;
+}
+
+}  // namespace cpstep

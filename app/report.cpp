@@ -1,0 +1,252 @@
+#include "app/report.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+namespace cpstep {
+
+namespace {
+
+using nlohmann::json;
+
+char const* gate_name(GateResult gate) {
+    switch (gate) {
+        case GateResult::pass:
+            return "pass";
+        case GateResult::fail:
+            return "FAIL";
+        case GateResult::inconclusive:
+            return "inconclusive";
+        case GateResult::off:
+            break;
+    }
+    return "off";
+}
+
+/// Tensor checks of one kind are shown as one row, the worst; a failed one shows before a passed
+/// one.
+std::string row_group(std::string const& name) {
+    if (name.starts_with("gradient ") || name.starts_with("updated ")) {
+        return name.substr(0, name.find(' '));
+    }
+    return name;
+}
+
+struct CheckRow {
+    Check worst;
+    int count = 0;
+    int failed = 0;
+};
+
+std::vector<CheckRow> check_rows(std::vector<Check> const& checks, std::string const& variant) {
+    std::vector<CheckRow> rows;
+    for (Check const& check : checks) {
+        if (check.variant != variant) {
+            continue;
+        }
+        auto row = std::find_if(rows.begin(), rows.end(), [&](CheckRow const& r) {
+            return row_group(r.worst.name) == row_group(check.name);
+        });
+        if (row == rows.end()) {
+            row = rows.insert(rows.end(), {check, 0, 0});
+        } else if ((row->worst.pass && !check.pass) ||
+                   (row->worst.pass == check.pass && !(check.measured <= row->worst.measured))) {
+            row->worst = check;
+        }
+        row->count += 1;
+        row->failed += check.pass ? 0 : 1;
+    }
+    return rows;
+}
+
+void parity_table(std::string& out, Report const& report, VariantResult const& result) {
+    bool const baseline = &result == &report.results.front();
+    fmt::format_to(std::back_inserter(out), "\n{}\n",
+                   baseline ? result.name + " alone"
+                            : result.name + " against " + report.results.front().name);
+    fmt::format_to(std::back_inserter(out), "  {:<17} {:>10} {:>10}  {:<19} {:<4} {}\n", "check",
+                   "measured", "bound", "unit", "", "worst at");
+    for (CheckRow const& row : check_rows(report.checks, result.name)) {
+        std::string const group = row_group(row.worst.name);
+        bool const tensor = group != row.worst.name;
+        std::string const where =
+            tensor ? row.worst.name.substr(group.size() + 1) : row.worst.where;
+        fmt::format_to(std::back_inserter(out), "  {:<17} {:>10.2e} {:>10.2e}  {:<19} {:<4} {}\n",
+                       row.count > 1 ? fmt::format("{} ({})", group, row.count) : group,
+                       row.worst.measured, row.worst.bound, row.worst.unit,
+                       row.failed == 0 ? "ok" : "FAIL", where);
+    }
+}
+
+void timing_table(std::string& out, Report const& report) {
+    if (report.timing.variants.empty()) {
+        out += "\ntiming: off (--blocks 0)\n";
+        return;
+    }
+    fmt::format_to(std::back_inserter(out),
+                   "\n{:<8} {:>6} {:>11} {:>9} {:>11} {:>11} {:>12}  {:<22} {}\n", "timing",
+                   "steps", "median ms", "MAD", "min", "max", "exposed comm", "ratio (95 % CI)",
+                   "gate");
+    for (std::size_t i = 0; i < report.timing.variants.size(); ++i) {
+        VariantTiming const& t = report.timing.variants[i];
+        std::string const ratio = i == 0 ? "1 (baseline)"
+                                         : fmt::format("{:.3f} ({:.3f} .. {:.3f})", t.ratio.ratio,
+                                                       t.ratio.low, t.ratio.high);
+        fmt::format_to(std::back_inserter(out),
+                       "{:<8} {:>6} {:>11.2f} {:>9.2f} {:>11.2f} {:>11.2f} {:>12.2f}  {:<22} {}\n",
+                       t.name, t.steps, t.median * 1e3, t.mad * 1e3, t.low * 1e3, t.high * 1e3,
+                       t.exposed_comm * 1e3, ratio, gate_name(report.gates[i]));
+    }
+}
+
+void ledger_table(std::string& out, VariantResult const& result) {
+    for (auto const& [label, entry] : result.ledger) {
+        auto const budget = result.budget.find(label);
+        bool const known = budget != result.budget.end();
+        fmt::format_to(std::back_inserter(out), "  {:<6} {:<19} {:<11} {:>7} {:>14} {:>8} {:>14}\n",
+                       result.name, label, entry.op, entry.calls, entry.bytes,
+                       known ? std::to_string(budget->second.calls) : "none",
+                       known ? std::to_string(budget->second.bytes) : "none");
+    }
+}
+
+json number(double value) {
+    return std::isfinite(value) ? json(value) : json(nullptr);
+}
+
+json ledger_json(VariantResult const& result) {
+    json out = json::object();
+    auto const put = [&](Ledger const& ledger, char const* calls, char const* bytes) {
+        for (auto const& [label, entry] : ledger) {
+            out[label]["op"] = entry.op;
+            out[label]["group_size"] = entry.group_size;
+            out[label][calls] = entry.calls;
+            out[label][bytes] = entry.bytes;
+        }
+    };
+    put(result.ledger, "calls", "bytes");
+    put(result.budget, "budget_calls", "budget_bytes");
+    return out;
+}
+
+json timing_json(VariantTiming const& timing, GateResult gate) {
+    json phases = json::object();
+    for (auto const& [name, seconds] : timing.phases) {
+        phases[name] = number(seconds);
+    }
+    return {{"steps", timing.steps},
+            {"median_s", number(timing.median)},
+            {"mad_s", number(timing.mad)},
+            {"min_s", number(timing.low)},
+            {"max_s", number(timing.high)},
+            {"exposed_comm_s", number(timing.exposed_comm)},
+            {"rank0_phases_s", phases},
+            {"ratio", number(timing.ratio.ratio)},
+            {"ratio_low", number(timing.ratio.low)},
+            {"ratio_high", number(timing.ratio.high)},
+            {"blocks", timing.ratio.blocks},
+            {"gate", gate_name(gate)}};
+}
+
+json variant_json(Report const& report, std::size_t index) {
+    VariantPlan const& plan = report.plans[index];
+    json out{{"name", plan.name},
+             {"dp", plan.grid.dp()},
+             {"cp", plan.grid.cp},
+             {"micro_batches", plan.schedule.front().size()}};
+    if (index < report.results.size()) {
+        for (auto const& [name, value] : report.results[index].metrics.named()) {
+            out["metrics"][name] = number(value);
+        }
+        out["ledger"] = ledger_json(report.results[index]);
+        out["ledger_faults"] = report.results[index].ledger_faults;
+    }
+    if (index < report.timing.variants.size()) {
+        out["timing"] = timing_json(report.timing.variants[index], report.gates[index]);
+    }
+    return out;
+}
+
+}  // namespace
+
+std::string report_table(Report const& report, RunFacts const& facts, double gate_ratio) {
+    std::string out = fmt::format(
+        "cpstep {}: {} ranks, {} parameters, {} samples, {} tokens ({} of responses)\n{}; {}\n",
+        facts.version, facts.world, facts.parameters, facts.samples, facts.tokens,
+        facts.response_tokens, facts.backend, facts.mpi);
+    fmt::format_to(std::back_inserter(out), "signal: {}\n", report.signal.reason);
+    for (std::size_t i = 0; i < report.results.size(); ++i) {
+        StepMetrics const& m = report.results[i].metrics;
+        VariantPlan const& plan = report.plans[i];
+        fmt::format_to(
+            std::back_inserter(out),
+            "{}: DP {} x CP {}, {} micro-batches a rank, loss {:.7g}, grad_norm {:.7g}\n",
+            plan.name, plan.grid.dp(), plan.grid.cp, plan.schedule.front().size(), m.loss,
+            m.grad_norm);
+    }
+    for (VariantResult const& result : report.results) {
+        parity_table(out, report, result);
+    }
+    fmt::format_to(std::back_inserter(out), "\n  {:<6} {:<19} {:<11} {:>7} {:>14} {:>8} {:>14}\n",
+                   "ledger", "label", "operation", "calls", "bytes", "budget", "budget bytes");
+    for (VariantResult const& result : report.results) {
+        ledger_table(out, result);
+    }
+    timing_table(out, report);
+    for (std::string const& note : report.notes) {
+        fmt::format_to(std::back_inserter(out), "note: {}\n", note);
+    }
+    std::string name = verdict_name(report.code);
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    fmt::format_to(std::back_inserter(out), "\nverdict: {} (exit {}): {}{}\n", name,
+                   static_cast<int>(report.code), report.reason,
+                   gate_ratio > 0 ? fmt::format("; gate {}", gate_ratio) : "");
+    return out;
+}
+
+std::string report_json(Report const& report, RunFacts const& facts, Options const& options) {
+    json out{{"format", "cpstep-summary"},
+             {"format_version", 1},
+             {"verdict", verdict_name(report.code)},
+             {"exit_code", static_cast<int>(report.code)},
+             {"reason", report.reason},
+             {"signal", {{"present", report.signal.present}, {"reason", report.signal.reason}}},
+             {"run",
+              {{"version", facts.version},
+               {"backend", facts.backend},
+               {"mpi", facts.mpi},
+               {"host", facts.host},
+               {"start_utc", facts.start_utc},
+               {"ranks", facts.world},
+               {"parameters", facts.parameters},
+               {"samples", facts.samples},
+               {"tokens", facts.tokens},
+               {"response_tokens", facts.response_tokens}}},
+             {"gate_ratio", options.gate_ratio > 0 ? json(options.gate_ratio) : json(nullptr)},
+             {"reproducible", report.timing.reproducible},
+             {"notes", report.notes},
+             {"variants", json::array()},
+             {"parity", json::array()},
+             {"config", json::object()}};
+    for (std::size_t i = 0; i < report.plans.size(); ++i) {
+        out["variants"].push_back(variant_json(report, i));
+    }
+    for (Check const& check : report.checks) {
+        out["parity"].push_back({{"variant", check.variant},
+                                 {"check", check.name},
+                                 {"measured", number(check.measured)},
+                                 {"bound", number(check.bound)},
+                                 {"unit", check.unit},
+                                 {"where", check.where},
+                                 {"pass", check.pass}});
+    }
+    for (auto const& [name, value] : options.resolved) {
+        out["config"][name] = value.value;
+    }
+    return out.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace cpstep

@@ -1,0 +1,144 @@
+#include "app/results.hpp"
+
+#include <algorithm>
+#include <sstream>
+
+#include "app/budget.hpp"
+
+namespace cpstep {
+
+namespace {
+
+/// Arrays over the whole rollout that ranks fill in part and sum up.
+struct Partial {
+    explicit Partial(Rollout const& rollout)
+        : tokens(rollout.response_tokens()),
+          samples(rollout.samples()),
+          values(4 * tokens + 2 * samples) {}
+
+    double& log_prob(std::int64_t i) { return values[i]; }
+    double& ref(std::int64_t i) { return values[tokens + i]; }
+    double& entropy(std::int64_t i) { return values[2 * tokens + i]; }
+    double& coverage(std::int64_t i) { return values[3 * tokens + i]; }
+    double& seq_kl(std::int64_t j) { return values[4 * tokens + j]; }
+    double& advantage(std::int64_t j) { return values[4 * tokens + samples + j]; }
+
+    std::vector<double> slice(std::int64_t begin, std::int64_t count) const {
+        return {values.begin() + begin, values.begin() + begin + count};
+    }
+
+    std::int64_t tokens;
+    std::int64_t samples;
+    std::vector<double> values;
+};
+
+std::vector<float> downloaded(Backend& backend, Tensor tensor) {
+    std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+    backend.download(values.data(), tensor);
+    return values;
+}
+
+void add_batch(Partial& partial, Backend& backend, Rollout const& rollout, MicroBatch const& batch,
+               BatchBuffers const& buffers, bool has_ref, bool owns_seq_kl) {
+    auto const log_probs = downloaded(backend, buffers.log_probs);
+    auto const entropy = downloaded(backend, buffers.entropy);
+    auto const ref = downloaded(backend, buffers.ref_log_probs);
+    auto const advantages = downloaded(backend, buffers.advantages);
+    auto const seq_kl = downloaded(backend, buffers.seq_kl);
+    for (std::size_t r = 0; r < batch.response_index.size(); ++r) {
+        std::int64_t const i = batch.response_index[r];
+        std::int64_t const sample = batch.samples[batch.sample_of[r]];
+        partial.log_prob(i) += log_probs[r];
+        partial.ref(i) += has_ref ? ref[r] : 0.0;
+        partial.entropy(i) += entropy[r];
+        partial.coverage(i) += 1.0;
+        partial.advantage(sample) +=
+            advantages[r] / static_cast<double>(rollout.response_length(sample));
+    }
+    for (std::size_t slot = 0; owns_seq_kl && slot < batch.samples.size(); ++slot) {
+        partial.seq_kl(batch.samples[slot]) += seq_kl[slot];
+    }
+}
+
+void sum_ledgers(World& world, Ledger& ledger) {
+    std::string text;
+    for (auto const& [label, entry] : ledger) {
+        text += fmt::format("{}\t{}\t{}\t{}\t{}\n", label, entry.op, entry.group_size, entry.calls,
+                            entry.bytes);
+    }
+    ledger.clear();
+    for (std::string const& of_rank : world.gather(text)) {
+        std::istringstream lines(of_rank);
+        std::string label;
+        LedgerEntry entry;
+        while (lines >> label >> entry.op >> entry.group_size >> entry.calls >> entry.bytes) {
+            LedgerEntry& total = ledger[label];
+            total.op = entry.op;
+            total.group_size = entry.group_size;
+            total.calls += entry.calls;
+            total.bytes += entry.bytes;
+        }
+    }
+}
+
+std::vector<std::string> gather_lines(World& world, std::vector<std::string> const& own) {
+    std::vector<std::string> lines;
+    auto const by_rank = world.gather(fmt::format("{}", fmt::join(own, "\n")));
+    for (std::size_t rank = 0; rank < by_rank.size(); ++rank) {
+        std::istringstream text(by_rank[rank]);
+        for (std::string line; std::getline(text, line);) {
+            lines.push_back(fmt::format("[rank {}] {}", rank, line));
+        }
+    }
+    return lines;
+}
+
+double spread_over_ranks(World& world, double value) {
+    return world.max(value) + world.max(-value);
+}
+
+}  // namespace
+
+VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Variant& variant,
+                             ParameterLayout const& layout, Rollout const& rollout,
+                             StepMetrics const& metrics) {
+    VariantResult result;
+    result.name = variant.name();
+    result.metrics = metrics;
+    bool const owns_seq_kl = !step.shape().seq_kl || variant.grid().cp_rank() == 0;
+    Partial partial(rollout);
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        add_batch(partial, backend, rollout, variant.batches()[i], variant.buffers()[i],
+                  step.shape().has_ref, owns_seq_kl);
+    }
+    world.sum(partial.values);
+    for (std::int64_t i = 0; i < partial.tokens; ++i) {
+        require(partial.coverage(i) == 1.0, ExitCode::internal,
+                "response token {} was computed by {} ranks in {}", i, partial.coverage(i),
+                result.name);
+    }
+    result.log_probs = partial.slice(0, partial.tokens);
+    if (step.shape().has_ref) {
+        result.ref_log_probs = partial.slice(partial.tokens, partial.tokens);
+    }
+    result.entropy = partial.slice(2 * partial.tokens, partial.tokens);
+    result.seq_kl = partial.slice(4 * partial.tokens, partial.samples);
+    result.advantages = partial.slice(4 * partial.tokens + partial.samples, partial.samples);
+
+    result.ledger = variant.grid().ledger();
+    result.budget = expected_ledger(step.shape(), layout, variant.batches(), variant.plan().grid);
+    result.ledger_faults = gather_lines(world, ledger_difference(result.budget, result.ledger));
+    sum_ledgers(world, result.ledger);
+    sum_ledgers(world, result.budget);
+
+    result.replica_spread =
+        std::max(spread_over_ranks(world, backend.squared_norm(step.gradients())),
+                 spread_over_ranks(world, backend.squared_norm(step.weights())));
+    if (world.root()) {
+        result.gradients = downloaded(backend, step.gradients());
+        result.updated = downloaded(backend, step.weights());
+    }
+    return result;
+}
+
+}  // namespace cpstep

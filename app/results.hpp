@@ -1,0 +1,32 @@
+// What one variant's verification step computed, gathered over ranks.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "app/step.hpp"
+#include "app/variant.hpp"
+#include "mpi/world.hpp"
+
+namespace cpstep {
+
+struct VariantResult {
+    std::string name;
+    StepMetrics metrics;
+    std::vector<double> log_probs, ref_log_probs,
+        entropy;                             ///< response order; ref empty without one
+    std::vector<double> seq_kl, advantages;  ///< per sample
+    std::vector<float> gradients, updated;   ///< layout.size, root only
+    Ledger ledger;                           ///< summed over ranks
+    Ledger budget;                           ///< summed over ranks
+    std::vector<std::string> ledger_faults;  ///< "[rank r] label: ..." of every rank
+    double replica_spread = 0;  ///< max - min over ranks of |gradient|^2 and |updated weights|^2
+};
+
+/// Collective, after a step of `variant`. Each response token must come from exactly one rank:
+/// else Error(internal).
+VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Variant& variant,
+                             ParameterLayout const& layout, Rollout const& rollout,
+                             StepMetrics const& metrics);
+
+}  // namespace cpstep

@@ -1,0 +1,308 @@
+#include "app/run.hpp"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+
+#include "app/estimate.hpp"
+#include "app/report.hpp"
+#include "app/run_directory.hpp"
+#include "app/run_file.hpp"
+#include "app/setup.hpp"
+#include "app/timing.hpp"
+#include "io/atomic_file.hpp"
+
+namespace cpstep {
+
+namespace {
+
+/// Cores this rank may use: its share of the host, or its binding if the launcher made one.
+int default_threads(World const& world) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    long const online = sysconf(_SC_NPROCESSORS_ONLN);
+    int const allowed =
+        sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(online);
+    return std::max(1, allowed < online ? allowed : allowed / world.local_size());
+}
+
+std::string utc_now() {
+    std::time_t const now = std::time(nullptr);
+    std::tm parts{};
+    gmtime_r(&now, &parts);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return text;
+}
+
+std::int64_t unix_ns() {
+    auto const now = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+/// A running program: everything that owns memory, files or wires.
+class Run {
+  public:
+    Run(World& world, Setup& setup);
+    ExitCode execute();
+
+  private:
+    void open_output();
+    void verify();
+    void compare();
+    void time_steps();
+    void write_shards(Variant& variant, VariantResult const& result);
+    void write_outputs();
+    void progress(StepTime const& step);
+
+    World& world_;
+    Setup& setup_;
+    RunFacts facts_;
+    std::string run_id_;
+    std::int64_t epoch_unix_ns_ = 0;
+    std::unique_ptr<RunDirectory> directory_;
+    std::unique_ptr<Backend> backend_;
+    std::unique_ptr<Trace> trace_;
+    std::unique_ptr<TrainStep> step_;
+    std::vector<std::unique_ptr<Variant>> variants_;
+    Report report_;
+    int steps_done_ = 0;
+};
+
+std::vector<ShardSpec> shard_specs(Setup const& setup, int rank) {
+    std::vector<ShardSpec> specs;
+    for (VariantPlan const& plan : setup.plans) {
+        std::int64_t rows = 0;
+        for (MicroBatch const& batch :
+             make_micro_batches(plan, setup.samples.rollout, setup.reduction, rank)) {
+            rows += batch.response_count();
+        }
+        for (char const* name : {"/log_probs", "/ref_log_probs", "/entropy"}) {
+            specs.push_back({plan.name + name, rows, "nat"});
+        }
+        specs.push_back({plan.name + "/response_index", rows, "1"});
+    }
+    return specs;
+}
+
+Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
+    Options const& options = setup.options;
+    std::int64_t const started = now_ns();
+    epoch_unix_ns_ = unix_ns();
+    facts_.start_utc = utc_now();
+    facts_.version = version();
+    facts_.host = world.host();
+    facts_.mpi = World::mpi_version();
+    facts_.world = world.size();
+    facts_.parameters = setup.layout.size;
+    facts_.samples = setup.samples.rollout.samples();
+    facts_.tokens = setup.samples.rollout.token_offsets.back();
+    facts_.response_tokens = setup.samples.rollout.response_tokens();
+    run_id_ = world.broadcast(fmt::format("{}-{}-{}", facts_.start_utc, world.host(), getpid()));
+    report_.plans = setup.plans;
+
+    std::vector<float> policy;
+    std::vector<float> reference;
+    world.collectively([&] {
+        policy = load_policy(setup);
+        reference = load_reference(setup);
+    });
+    open_output();
+    int const threads = options.threads > 0 ? options.threads : default_threads(world);
+    backend_ = make_host_backend(threads);
+    facts_.backend = backend_->description();
+    world.collectively([&] {
+        RankFileInfo const info{world.rank(), world.size(), world.host(),
+                                run_id_,      started,      epoch_unix_ns_};
+        trace_ = std::make_unique<Trace>(options.output, info, shard_specs(setup, world.rank()));
+    });
+    ModelCapacity capacity;
+    for (VariantPlan const& plan : setup.plans) {
+        variants_.push_back(std::make_unique<Variant>(plan, world, *backend_, *trace_,
+                                                      setup.layout.config, setup.samples.rollout,
+                                                      setup.reduction));
+        ModelCapacity const own = capacity_of(variants_.back()->batches());
+        capacity.rows = std::max(capacity.rows, own.rows);
+        capacity.response_rows = std::max(capacity.response_rows, own.response_rows);
+    }
+    world.collectively([&] {
+        step_ =
+            std::make_unique<TrainStep>(*backend_, *trace_, options, setup.layout, setup.samples,
+                                        capacity, std::move(policy), std::move(reference));
+    });
+    for (auto& variant : variants_) {
+        step_->prepare(*variant);
+    }
+}
+
+void Run::open_output() {
+    world_.collectively([&] {
+        if (!world_.root()) {
+            return;
+        }
+        Options const& options = setup_.options;
+        directory_ = std::make_unique<RunDirectory>(options.output, options.force);
+        auto const needed = static_cast<std::uintmax_t>(setup_.disk_bytes());
+        std::uintmax_t const available = free_bytes(options.output);
+        require(available >= needed, ExitCode::output, "{} has {} free, the run needs up to {}",
+                options.output.string(), human_bytes(static_cast<std::int64_t>(available)),
+                human_bytes(setup_.disk_bytes()));
+    });
+}
+
+void Run::progress(StepTime const& step) {
+    ++steps_done_;
+    if (world_.root() && !setup_.options.quiet) {
+        std::string const phase = step.block < 0 ? "warm-up" : fmt::format("block {}", step.block);
+        fmt::print(stderr, "cpstep: [{}/{}] {} {}: {:.3f} s, loss {:.6g}\n", steps_done_,
+                   setup_.total_steps(), step.variant,
+                   steps_done_ <= static_cast<int>(variants_.size()) ? "verification" : phase,
+                   step.seconds, step.loss);
+    }
+}
+
+void Run::verify() {
+    for (auto& variant : variants_) {
+        StepMetrics metrics;
+        progress(timed_step(world_, *trace_, *step_, *variant, -1, &metrics));
+        report_.results.push_back(collect_result(world_, *backend_, *step_, *variant, setup_.layout,
+                                                 setup_.samples.rollout, metrics));
+        write_shards(*variant, report_.results.back());
+    }
+    if (world_.root()) {
+        compare();
+    }
+}
+
+void Run::write_shards(Variant& variant, VariantResult const& result) {
+    std::vector<float> columns[4];
+    for (MicroBatch const& batch : variant.batches()) {
+        for (std::int64_t const i : batch.response_index) {
+            columns[0].push_back(static_cast<float>(result.log_probs[i]));
+            columns[1].push_back(
+                static_cast<float>(result.ref_log_probs.empty() ? 0.0 : result.ref_log_probs[i]));
+            columns[2].push_back(static_cast<float>(result.entropy[i]));
+            columns[3].push_back(static_cast<float>(i));
+        }
+    }
+    char const* const names[] = {"/log_probs", "/ref_log_probs", "/entropy", "/response_index"};
+    for (int i = 0; i < 4; ++i) {
+        trace_->write_shard(variant.name() + names[i], columns[i]);
+    }
+}
+
+void Run::compare() {
+    Rollout const& rollout = setup_.samples.rollout;
+    VariantResult const& base = report_.results.front();
+    for (VariantResult const& result : report_.results) {
+        if (report_.nonfinite.empty()) {
+            std::string const place = first_nonfinite(result, setup_.layout, rollout);
+            report_.nonfinite = place.empty() ? "" : result.name + ": " + place;
+        }
+        if (&result != &base) {
+            auto const checks = compare_results(base, result, setup_.layout, rollout,
+                                                setup_.options.adamw, setup_.options.clip_grad);
+            report_.checks.insert(report_.checks.end(), checks.begin(), checks.end());
+        }
+        auto const alone = check_result(result);
+        report_.checks.insert(report_.checks.end(), alone.begin(), alone.end());
+    }
+    report_.signal = check_signal(base, setup_.options, setup_.samples);
+}
+
+/// Only a step that is right and has a signal is worth timing.
+void Run::time_steps() {
+    bool wanted = setup_.options.blocks > 0;
+    if (world_.root() && wanted) {
+        judge(report_, 0.0);
+        if (report_.code != ExitCode::pass) {
+            report_.notes.emplace_back("timing was skipped: the verification step did not pass");
+            wanted = false;
+        }
+    }
+    if (world_.broadcast(wanted ? "time" : "skip") == "time") {
+        report_.timing = run_timing(world_, *trace_, setup_.options, *step_, variants_,
+                                    [&](StepTime const& step) { progress(step); });
+        if (!report_.timing.reproducible) {
+            report_.notes.emplace_back(
+                "the loss of equal steps differed: the run is not reproducible");
+        }
+    }
+}
+
+void Run::write_outputs() {
+    Options const& options = setup_.options;
+    auto const events = world_.gather(
+        fmt::format("{} {} {}", world_.host(), world_.local_rank(), trace_->event_count()));
+    trace_->close();
+    world_.set_deadline(std::chrono::hours(1));  // the others wait while rank 0 writes
+    if (!world_.root()) {
+        return;
+    }
+    report_.notes.insert(report_.notes.begin(), setup_.notes.begin(), setup_.notes.end());
+    judge(report_, options.gate_ratio);
+    RunFileContent content{.report = report_,
+                           .facts = facts_,
+                           .options = options,
+                           .layout = setup_.layout,
+                           .ranks = {},
+                           .run_id = run_id_,
+                           .epoch_unix_ns = epoch_unix_ns_,
+                           .summary = report_json(report_, facts_, options)};
+    for (std::string const& line : events) {
+        RankRecord record;
+        std::istringstream(line) >> record.host >> record.local_rank >> record.events;
+        content.ranks.push_back(record);
+    }
+    std::filesystem::path const summary = options.output / "summary.json";
+    std::ofstream(part_of(summary)) << content.summary;
+    publish(summary);
+    write_run_file(options.output / "run.h5", content);
+    fmt::print("{}", report_table(report_, facts_, options.gate_ratio));
+    fmt::print("written: {}\n", (options.output / "{run.h5,summary.json,ranks/}").string());
+    std::fflush(stdout);
+}
+
+ExitCode Run::execute() {
+    verify();
+    time_steps();
+    write_outputs();
+    return static_cast<ExitCode>(
+        std::stoi(world_.broadcast(std::to_string(static_cast<int>(report_.code)))));
+}
+
+}  // namespace
+
+std::string version() {
+    return CPSTEP_VERSION;
+}
+
+ExitCode run_command(World& world, std::vector<std::string> const& arguments) {
+    std::optional<Setup> setup;
+    world.collectively([&] { setup.emplace(arguments, world.size()); });
+    auto const settings = world.gather(serialize_options(setup->options));
+    world.collectively([&] {
+        std::string const difference = options_difference(settings);
+        require(difference.empty(), ExitCode::usage,
+                "ranks were started with different settings: {}", difference);
+    });
+    if (setup->options.dry_run) {
+        if (world.root()) {
+            fmt::print("{}", setup->description());
+        }
+        return ExitCode::pass;
+    }
+    auto const timeout = std::chrono::duration<double>(setup->options.comm_timeout);
+    world.set_deadline(std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+    return Run(world, *setup).execute();
+}
+
+}  // namespace cpstep

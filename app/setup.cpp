@@ -1,0 +1,130 @@
+#include "app/setup.hpp"
+
+#include <algorithm>
+
+#include "app/estimate.hpp"
+#include "app/run_file.hpp"
+#include "app/timing.hpp"
+
+namespace cpstep {
+
+namespace {
+
+/// A dry run without mpirun plans for the ranks that the largest group asks for.
+int planned_world(Options const& options, int world_size) {
+    if (!options.dry_run || world_size > 1 || options.context_parallel_size.empty()) {
+        return world_size;
+    }
+    return *std::max_element(options.context_parallel_size.begin(),
+                             options.context_parallel_size.end());
+}
+
+std::vector<int> sizes_of(Options const& options, int world_size) {
+    if (!options.context_parallel_size.empty()) {
+        return options.context_parallel_size;
+    }
+    return world_size == 1 ? std::vector{1} : std::vector{1, world_size};
+}
+
+std::vector<VariantPlan> plan_variants(Options const& options, ModelConfig const& config,
+                                       Rollout const& rollout, int world_size) {
+    std::vector<VariantPlan> plans;
+    int const world = planned_world(options, world_size);
+    for (int const cp : sizes_of(options, world)) {
+        plans.push_back(plan_variant(options, config, rollout, world, cp));
+    }
+    return plans;
+}
+
+void require_inputs_fit(Options const& options, SampleSet const& samples) {
+    bool const has_rollout = samples.synthetic_old || !samples.rollout.rollout_log_probs.empty();
+    require(!options.loss.use_tis || has_rollout, ExitCode::input_data,
+            "--use-tis needs rollout_log_probs, which {} does not hold",
+            options.rollout_file.string());
+}
+
+}  // namespace
+
+Setup::Setup(std::vector<std::string> const& arguments, int world_size)
+    : options(parse_run_options(arguments, cpstep_environment())),
+      layout(read_model_config(options.hf_checkpoint)),
+      samples(load_samples(options, layout.config)),
+      reduction(make_reduction(samples.rollout, options.calculate_per_token_loss)),
+      shape(step_shape(options, samples)),
+      plans(plan_variants(options, layout.config, samples.rollout, world_size)),
+      notes(samples.notes) {
+    require_inputs_fit(options, samples);
+    if (plans.size() == 1) {
+        notes.emplace_back("one variant only: nothing is compared");
+    }
+    if (plans.front().grid.cp != 1) {
+        notes.push_back(fmt::format("the baseline is {}, not CP=1", plans.front().name));
+    }
+    if (samples.synthetic_old) {
+        notes.emplace_back("responses, rewards and off-policy noise are synthetic (seeded)");
+    }
+    notes.emplace_back("host backend: step times say nothing about a GPU");
+}
+
+int Setup::total_steps() const {
+    return static_cast<int>(plans.size()) + timing_steps(options, static_cast<int>(plans.size()));
+}
+
+std::int64_t Setup::disk_bytes() const {
+    std::int64_t micro_batches = 0;
+    std::int64_t ring_steps = 0;
+    for (VariantPlan const& plan : plans) {
+        micro_batches = std::max<std::int64_t>(micro_batches, plan.schedule.front().size());
+        ring_steps = std::max<std::int64_t>(ring_steps, plan.grid.cp);
+    }
+    std::int64_t const layer_spans = 4 + 3 * ring_steps;
+    std::int64_t const events = std::int64_t{plans.front().grid.world} * total_steps() *
+                                (micro_batches * (shape.forward_passes() + 2) *
+                                     layout.config.num_hidden_layers * layer_spans +
+                                 32);
+    return estimate_run_bytes(options, layout.size, static_cast<int>(plans.size()),
+                              samples.rollout.response_tokens(), events);
+}
+
+std::string Setup::description() const {
+    return describe_options(options) +
+           fmt::format(
+               "\nmodel: {} parameters; batch: {} samples, {} tokens, {} of responses; {} steps\n",
+               layout.size, samples.rollout.samples(), samples.rollout.token_offsets.back(),
+               samples.rollout.response_tokens(), total_steps()) +
+           describe_plans(
+               plans, samples.rollout,
+               estimate_memory(layout, plans, samples.rollout, reduction, has_ref_weights()),
+               disk_bytes(), options.output.string());
+}
+
+namespace {
+
+std::vector<float> load_folder(Setup& setup, std::filesystem::path const& folder) {
+    Checkpoint const checkpoint(folder);
+    checkpoint.require_matches(model_tensors(setup.layout.config));
+    std::vector<float> weights(static_cast<std::size_t>(setup.layout.size));
+    for (std::string const& line :
+         load_parameters(setup.layout, checkpoint, setup.options.allow_nonfinite, weights)) {
+        setup.notes.push_back(fmt::format("{}: {}", folder.string(), line));
+    }
+    return weights;
+}
+
+}  // namespace
+
+std::vector<float> load_policy(Setup& setup) {
+    if (!setup.options.init_random) {
+        return load_folder(setup, setup.options.hf_checkpoint);
+    }
+    std::vector<float> weights(static_cast<std::size_t>(setup.layout.size));
+    randomize_parameters(setup.layout, setup.options.seed, weights);
+    return weights;
+}
+
+std::vector<float> load_reference(Setup& setup) {
+    return setup.has_ref_weights() ? load_folder(setup, setup.options.ref_load)
+                                   : std::vector<float>{};
+}
+
+}  // namespace cpstep

@@ -1,0 +1,259 @@
+#include "app/step.hpp"
+
+#include <cmath>
+#include <utility>
+
+#include "app/advantages.hpp"
+
+namespace cpstep {
+
+namespace {
+
+/// Values of the batch's response rows, picked from an array over the whole rollout.
+std::vector<float> picked(std::vector<float> const& all, MicroBatch const& batch) {
+    std::vector<float> values;
+    values.reserve(batch.response_index.size());
+    for (std::int64_t const index : batch.response_index) {
+        values.push_back(all.at(index));
+    }
+    return values;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, double>> StepMetrics::named() const {
+    return {{"loss", loss},
+            {"pg_loss", pg_loss},
+            {"kl_loss", kl_loss},
+            {"entropy_loss", entropy_loss},
+            {"pg_clipfrac", pg_clipfrac},
+            {"ppo_kl", ppo_kl},
+            {"opsm_clipfrac", opsm_clipfrac},
+            {"tis_clipfrac", tis_clipfrac},
+            {"grad_norm", grad_norm}};
+}
+
+StepShape step_shape(Options const& options, SampleSet const& samples) {
+    bool const recorded_ref = !samples.rollout.ref_log_probs.empty();
+    bool const gspo = options.loss.estimator == Estimator::gspo;
+    StepShape shape;
+    shape.ref_pass = !options.ref_load.empty() || (options.loss.use_kl_loss && !recorded_ref);
+    shape.old_pass = samples.synthetic_old || samples.rollout.old_log_probs.empty();
+    shape.seq_kl = gspo || options.loss.use_opsm;
+    shape.seq_kl_grad = gspo;
+    shape.whiten = options.normalize_advantages;
+    shape.has_ref = shape.ref_pass || recorded_ref;
+    return shape;
+}
+
+TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
+                     ParameterLayout const& layout, SampleSet const& samples,
+                     ModelCapacity capacity, std::vector<float> policy, std::vector<float> ref)
+    : backend_(backend),
+      trace_(trace),
+      options_(options),
+      layout_(layout),
+      samples_(samples),
+      shape_(step_shape(options, samples)),
+      model_(backend, trace, layout.config, capacity),
+      initial_(std::move(policy)),
+      weights_(backend, layout.size, 1, DType::f32),
+      gradients_(backend, layout.size, 1, DType::f32),
+      moment1_(backend, layout.size, 1, DType::f32),
+      moment2_(backend, layout.size, 1, DType::f32),
+      metrics_(backend, metric_count, 1, DType::f32) {
+    if (!ref.empty()) {
+        ref_ = Buffer(backend, layout.size, 1, DType::f32);
+        backend.upload(ref_, ref.data());
+    }
+}
+
+std::int64_t TrainStep::state_floats(std::int64_t parameters, bool ref) {
+    return parameters * (ref ? 5 : 4);
+}
+
+void TrainStep::prepare(Variant& variant) {
+    Rollout const& rollout = samples_.rollout;
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        MicroBatch const& batch = variant.batches()[i];
+        BatchBuffers& buffers = variant.buffers()[i];
+        auto const upload = [&](Tensor to, std::vector<float> const& all) {
+            if (!all.empty()) {
+                backend_.upload(to, picked(all, batch).data());
+            }
+        };
+        upload(buffers.old_log_probs, rollout.old_log_probs);
+        upload(buffers.ref_log_probs, rollout.ref_log_probs);
+        upload(buffers.rollout_log_probs, rollout.rollout_log_probs);
+    }
+}
+
+void TrainStep::reset() {
+    backend_.upload(weights_, initial_.data());
+    backend_.zero(moment1_);
+    backend_.zero(moment2_);
+    backend_.synchronize();
+}
+
+StepMetrics TrainStep::run(Variant& variant) {
+    if (shape_.ref_pass) {
+        Tensor const ref = ref_.tensor().absent() ? weights_.tensor() : ref_.tensor();
+        log_prob_pass(variant, "ref_forward", ref, &BatchBuffers::ref_log_probs);
+    }
+    if (shape_.old_pass) {
+        log_prob_pass(variant, "old_forward", weights_, &BatchBuffers::old_log_probs);
+        perturb_old(variant);
+    }
+    set_advantages(variant);
+    backend_.zero(gradients_);
+    backend_.zero(metrics_);
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        train_batch(variant, i);
+    }
+    return finish(variant);
+}
+
+void TrainStep::log_prob_pass(Variant& variant, char const* name, Tensor weights,
+                              Buffer BatchBuffers::* out) {
+    Span const span = trace_.span(SpanKind::pass, name);
+    ModelViews const views = make_views(layout_, weights);
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        BatchBuffers& buffers = variant.buffers()[i];
+        model_.infer(views, buffers.input(), variant.attention(i), {buffers.*out, buffers.entropy});
+    }
+}
+
+/// Synthetic samples are off-policy by seeded noise on the old log-probs, which the rollout engine
+/// saw as well.
+void TrainStep::perturb_old(Variant& variant) {
+    if (!samples_.synthetic_old) {
+        return;
+    }
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        MicroBatch const& batch = variant.batches()[i];
+        BatchBuffers& buffers = variant.buffers()[i];
+        std::vector<float> old(batch.response_index.size());
+        backend_.download(old.data(), buffers.old_log_probs);
+        std::vector<float> rollout = old;
+        for (std::size_t r = 0; r < old.size(); ++r) {
+            old[r] += samples_.old_noise.at(batch.response_index[r]);
+            rollout[r] += samples_.rollout_noise.at(batch.response_index[r]);
+        }
+        backend_.upload(buffers.old_log_probs, old.data());
+        backend_.upload(buffers.rollout_log_probs, rollout.data());
+    }
+}
+
+/// Advantages per row; whitening sums three numbers over DP x CP (every rank joins, with or without
+/// rows).
+void TrainStep::set_advantages(Variant& variant) {
+    Span const span = trace_.span(SpanKind::pass, "advantages");
+    std::vector<std::vector<float>> rows;
+    Moments moments;
+    for (MicroBatch const& batch : variant.batches()) {
+        std::vector<float> values;
+        values.reserve(batch.sample_of.size());
+        for (std::int32_t const slot : batch.sample_of) {
+            values.push_back(samples_.advantages.at(batch.samples.at(slot)));
+        }
+        Moments const local = masked_moments(values, batch.mask);
+        moments.sum += local.sum;
+        moments.sum_squares += local.sum_squares;
+        moments.count += local.count;
+        rows.push_back(std::move(values));
+    }
+    if (shape_.whiten) {
+        std::array<float, 3> sums{static_cast<float>(moments.sum),
+                                  static_cast<float>(moments.sum_squares),
+                                  static_cast<float>(moments.count)};
+        Buffer wire(backend_, 3, 1, DType::f32);
+        backend_.upload(wire, sums.data());
+        variant.grid().dp_cp().all_reduce_sum("advantages.whiten", wire);
+        backend_.download(sums.data(), wire);
+        for (auto& values : rows) {
+            whiten(values, {sums[0], sums[1], sums[2]});
+        }
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        backend_.upload(variant.buffers()[i].advantages, rows[i].data());
+    }
+}
+
+void TrainStep::train_batch(Variant& variant, std::size_t index) {
+    BatchBuffers& b = variant.buffers()[index];
+    CpAttention& attention = variant.attention(index);
+    ModelOutput const output{b.log_probs, b.entropy};
+    ModelViews const weights = make_views(layout_, weights_);
+    {
+        Span const span = trace_.span(SpanKind::pass, "train_forward");
+        model_.forward(weights, b.input(), attention, output);
+    }
+    {
+        Span const span = trace_.span(SpanKind::pass, "loss");
+        reduce_sequence_kl(variant, index);
+        PolicyTensors const rows{b.log_probs,
+                                 b.old_log_probs,
+                                 shape_.has_ref ? b.ref_log_probs.tensor() : Tensor{},
+                                 options_.loss.use_tis ? b.rollout_log_probs.tensor() : Tensor{},
+                                 b.entropy,
+                                 b.advantages,
+                                 b.mask,
+                                 b.sample_of,
+                                 b.seq_kl,
+                                 b.weight};
+        backend_.zero(b.d_seq_kl);
+        backend_.policy_loss(b.d_log_probs, b.d_entropy, b.d_seq_kl, metrics_, rows, options_.loss);
+        if (shape_.seq_kl_grad) {
+            variant.grid().cp().all_reduce_sum("loss.seq_kl_grad", b.d_seq_kl);
+            backend_.sequence_kl_backward(b.d_log_probs, b.d_seq_kl, b.mask_sum, b.mask,
+                                          b.sample_of);
+        }
+    }
+    Span const span = trace_.span(SpanKind::pass, "backward");
+    model_.backward(weights, make_views(layout_, gradients_), b.input(), attention, output,
+                    b.d_log_probs, b.d_entropy);
+}
+
+/// k_j of every sample of the micro-batch: one all-reduce of n scalars where the loss needs the
+/// global value
+/// (--cp-loss-comm scalar); a rank without response rows joins with zeros.
+void TrainStep::reduce_sequence_kl(Variant& variant, std::size_t index) {
+    BatchBuffers& b = variant.buffers()[index];
+    backend_.zero(b.seq_kl);
+    backend_.sequence_kl_partial(b.seq_kl, b.log_probs, b.old_log_probs, b.mask_sum, b.mask,
+                                 b.sample_of);
+    if (shape_.seq_kl) {
+        variant.grid().cp().all_reduce_sum("loss.seq_kl", b.seq_kl);
+    }
+}
+
+StepMetrics TrainStep::finish(Variant& variant) {
+    Span const span = trace_.span(SpanKind::pass, "optimizer");
+    variant.grid().dp_cp().all_reduce_sum("grad", gradients_);
+    variant.grid().dp_cp().all_reduce_sum("metrics", metrics_);
+    std::array<float, metric_count> sums{};
+    backend_.download(sums.data(), metrics_);
+    StepMetrics metrics{.pg_loss = sums[metric_pg_loss],
+                        .kl_loss = sums[metric_kl_loss],
+                        .entropy_loss = sums[metric_entropy_loss],
+                        .pg_clipfrac = sums[metric_pg_clipfrac],
+                        .ppo_kl = sums[metric_ppo_kl],
+                        .opsm_clipfrac = sums[metric_opsm_clipfrac],
+                        .tis_clipfrac = sums[metric_tis_clipfrac]};
+    metrics.loss = metrics.pg_loss - options_.loss.entropy_coef * metrics.entropy_loss;
+    if (options_.loss.use_kl_loss) {
+        metrics.loss += options_.loss.kl_loss_coef * metrics.kl_loss;
+    }
+    Span const update = trace_.span(SpanKind::compute, "adamw");
+    metrics.grad_norm = std::sqrt(backend_.squared_norm(gradients_));
+    AdamWOptions adamw = options_.adamw;
+    adamw.step = 1;
+    if (options_.clip_grad > 0) {
+        adamw.gradient_scale = std::min(1.0, options_.clip_grad / (metrics.grad_norm + 1e-6));
+    }
+    backend_.adamw(weights_, moment1_, moment2_, gradients_, layout_.ranges, adamw);
+    backend_.synchronize();
+    return metrics;
+}
+
+}  // namespace cpstep

@@ -1,0 +1,84 @@
+// One RL training step: ref, old and train passes, loss, backward, gradient all-reduce, clip,
+// AdamW.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "app/model.hpp"
+#include "app/options.hpp"
+#include "app/parameters.hpp"
+#include "app/samples.hpp"
+#include "app/variant.hpp"
+
+namespace cpstep {
+
+/// Whole-batch numbers of a step, the same on every rank (trainer's names).
+struct StepMetrics {
+    double loss = 0, pg_loss = 0, kl_loss = 0, entropy_loss = 0;
+    double pg_clipfrac = 0, ppo_kl = 0, opsm_clipfrac = 0, tis_clipfrac = 0;
+    double grad_norm = 0;  ///< before clipping
+
+    /// Name and value in the order above.
+    std::vector<std::pair<std::string, double>> named() const;
+};
+
+/// Which passes and sums the settings call for; pure.
+struct StepShape {
+    bool ref_pass = false;     ///< --ref-load, or a KL loss without recorded reference values
+    bool old_pass = false;     ///< the samples bring no old log-probs
+    bool seq_kl = false;       ///< k_j enters the loss (gspo) or OPSM: summed over CP
+    bool seq_kl_grad = false;  ///< gradient flows through k_j (gspo)
+    bool whiten = false;
+    bool has_ref = false;  ///< reference values exist from either source
+
+    /// Forward passes through the layers, and thus K/V rings, a step.
+    int forward_passes() const { return 1 + (ref_pass ? 1 : 0) + (old_pass ? 1 : 0); }
+};
+StepShape step_shape(Options const& options, SampleSet const& samples);
+
+/// Holds the model state all variants share and runs steps on it. Weights and moments are reset
+/// before each step, so that every step of every variant computes the same thing.
+class TrainStep {
+  public:
+    /// `policy` and `ref` are layout.size long; ref may be empty (the policy is its own reference).
+    TrainStep(Backend& backend, Trace& trace, Options const& options, ParameterLayout const& layout,
+              SampleSet const& samples, ModelCapacity capacity, std::vector<float> policy,
+              std::vector<float> ref);
+
+    /// Copy recorded values into a variant's buffers; once, before its first step.
+    void prepare(Variant& variant);
+    /// Initial weights, zero moments: outside timed code.
+    void reset();
+    StepMetrics run(Variant& variant);
+
+    Tensor gradients() const { return gradients_; }  ///< (N,1), of the last step, before clipping
+    Tensor weights() const { return weights_; }      ///< (N,1), after the last step
+    std::vector<float> const& initial_weights() const { return initial_; }
+    StepShape const& shape() const { return shape_; }
+
+    /// Floats of weights, reference, gradients and moments in the backend's memory.
+    static std::int64_t state_floats(std::int64_t parameters, bool ref);
+
+  private:
+    void log_prob_pass(Variant& variant, char const* name, Tensor weights,
+                       Buffer BatchBuffers::* out);
+    void perturb_old(Variant& variant);
+    void set_advantages(Variant& variant);
+    void train_batch(Variant& variant, std::size_t index);
+    void reduce_sequence_kl(Variant& variant, std::size_t index);
+    StepMetrics finish(Variant& variant);
+
+    Backend& backend_;
+    Trace& trace_;
+    Options const& options_;
+    ParameterLayout const& layout_;
+    SampleSet const& samples_;
+    StepShape shape_;
+    Model model_;
+    std::vector<float> initial_;
+    Buffer weights_, ref_, gradients_, moment1_, moment2_, metrics_;
+};
+
+}  // namespace cpstep

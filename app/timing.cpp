@@ -1,0 +1,149 @@
+#include "app/timing.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace cpstep {
+
+namespace {
+
+/// Seconds of each pass of the last step on this rank; nested passes (attention) are left to their
+/// parents.
+std::map<std::string, double> phase_seconds(Trace const& trace) {
+    std::map<std::string, double> phases;
+    for (Event const& event : trace.last_step()) {
+        std::string const& name = trace.names().at(event.name);
+        if (event.kind == SpanKind::pass && !name.starts_with("layer.")) {
+            phases[name] += static_cast<double>(event.dur_ns) * 1e-9;
+        }
+    }
+    return phases;
+}
+
+using PhaseTimes = std::map<std::string, std::map<std::string, std::vector<double>>>;
+
+double mean_of_block(std::vector<StepTime> const& steps, std::string const& variant, int block) {
+    double sum = 0;
+    int count = 0;
+    for (StepTime const& step : steps) {
+        if (step.block == block && step.variant == variant) {
+            sum += step.seconds;
+            ++count;
+        }
+    }
+    return sum / count;
+}
+
+}  // namespace
+
+int timing_steps(Options const& options, int variants) {
+    return options.blocks == 0
+               ? 0
+               : variants * (options.warmup_steps + 2 * options.blocks * options.block_steps);
+}
+
+StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& variant, int block,
+                    StepMetrics* metrics) {
+    step.reset();
+    variant.grid().clear_ledger();
+    world.barrier();
+    trace.begin_step(variant.name());
+    std::int64_t const begin = now_ns();
+    StepMetrics const result = step.run(variant);
+    std::int64_t const end = now_ns();
+    trace.end_step();
+    StepTime time{.variant = variant.name(), .block = block, .loss = result.loss};
+    time.seconds = world.max(static_cast<double>(end - begin) * 1e-9);
+    time.exposed_comm = world.max(static_cast<double>(exposed_comm_ns(trace.last_step())) * 1e-9);
+    if (metrics != nullptr) {
+        *metrics = result;
+    }
+    return time;
+}
+
+TimingResult run_timing(World& world, Trace& trace, Options const& options, TrainStep& step,
+                        std::vector<std::unique_ptr<Variant>>& variants,
+                        std::function<void(StepTime const&)> const& progress) {
+    TimingResult result;
+    PhaseTimes phases;
+    auto const visit = [&](Variant& variant, int block, int count) {
+        for (int i = 0; i < count; ++i) {
+            result.steps.push_back(timed_step(world, trace, step, variant, block));
+            if (block >= 0) {
+                for (auto const& [name, seconds] : phase_seconds(trace)) {
+                    phases[variant.name()][name].push_back(seconds);
+                }
+            }
+            progress(result.steps.back());
+        }
+    };
+    for (auto& variant : variants) {
+        visit(*variant, -1, options.warmup_steps);
+    }
+    for (int block = 0; block < options.blocks; ++block) {
+        for (auto& variant : variants) {
+            visit(*variant, block, options.block_steps);
+        }
+        for (auto variant = variants.rbegin(); variant != variants.rend(); ++variant) {
+            visit(**variant, block, options.block_steps);
+        }
+    }
+    std::vector<std::string> names;
+    names.reserve(variants.size());
+    std::map<std::string, double> first_loss;
+    for (auto const& variant : variants) {
+        names.push_back(variant->name());
+    }
+    for (StepTime const& time : result.steps) {
+        auto const [first, fresh] = first_loss.emplace(time.variant, time.loss);
+        result.reproducible = result.reproducible && first->second == time.loss;
+    }
+    result.variants =
+        summarize_timing(result.steps, names, static_cast<std::uint64_t>(options.seed));
+    for (VariantTiming& timing : result.variants) {
+        for (auto const& [name, seconds] : phases[timing.name]) {
+            timing.phases[name] = median(seconds);
+        }
+    }
+    return result;
+}
+
+std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,
+                                            std::vector<std::string> const& names,
+                                            std::uint64_t seed) {
+    std::vector<VariantTiming> timings;
+    int blocks = 0;
+    for (StepTime const& step : steps) {
+        blocks = std::max(blocks, step.block + 1);
+    }
+    for (std::string const& name : names) {
+        VariantTiming timing;
+        timing.name = name;
+        std::vector<double> seconds;
+        std::vector<double> exposed;
+        for (StepTime const& step : steps) {
+            if (step.block >= 0 && step.variant == name) {
+                seconds.push_back(step.seconds);
+                exposed.push_back(step.exposed_comm);
+            }
+        }
+        require(!seconds.empty(), ExitCode::internal, "no timed step of {}", name);
+        timing.steps = static_cast<std::int64_t>(seconds.size());
+        timing.median = median(seconds);
+        timing.mad = median_abs_deviation(seconds);
+        timing.low = quantile(seconds, 0.0);
+        timing.high = quantile(seconds, 1.0);
+        timing.exposed_comm = median(exposed);
+        std::vector<double> log_ratios;
+        log_ratios.reserve(static_cast<std::size_t>(blocks));
+        for (int block = 0; block < blocks; ++block) {
+            log_ratios.push_back(std::log(mean_of_block(steps, name, block) /
+                                          mean_of_block(steps, names.front(), block)));
+        }
+        timing.ratio = bootstrap_ratio(log_ratios, seed);
+        timings.push_back(timing);
+    }
+    return timings;
+}
+
+}  // namespace cpstep

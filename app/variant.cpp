@@ -1,0 +1,129 @@
+#include "app/variant.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace cpstep {
+
+namespace {
+
+Buffer uploaded(Backend& backend, std::vector<std::int32_t> const& values) {
+    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::i32);
+    backend.upload(buffer, values.data());
+    return buffer;
+}
+
+Buffer uploaded(Backend& backend, std::vector<float> const& values) {
+    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::f32);
+    backend.upload(buffer, values.data());
+    return buffer;
+}
+
+Buffer column(Backend& backend, std::int64_t rows) {
+    return {backend, rows, 1, DType::f32};
+}
+
+HeadShape heads_of(ModelConfig const& config) {
+    return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+}
+
+}  // namespace
+
+double forward_flops(ModelConfig const& config, std::int64_t length) {
+    auto const s = static_cast<double>(length);
+    auto const h = static_cast<double>(config.hidden_size);
+    auto const q = static_cast<double>(config.num_attention_heads * config.head_dim);
+    auto const kv = static_cast<double>(config.num_key_value_heads * config.head_dim);
+    auto const F = static_cast<double>(config.intermediate_size);
+    double const layer = 2 * s * h * (2 * q + 2 * kv) + 2 * q * s * s + 6 * s * h * F;
+    return static_cast<double>(config.num_hidden_layers) * layer +
+           2 * s * h * static_cast<double>(config.vocab_size);
+}
+
+VariantPlan plan_variant(Options const& options, ModelConfig const& config, Rollout const& rollout,
+                         int world_size, int cp_size) {
+    VariantPlan plan;
+    plan.name = fmt::format("cp{}", cp_size);
+    plan.grid = make_grid_shape(world_size, cp_size);
+    std::vector<std::int64_t> lengths;
+    std::vector<double> costs;
+    for (std::int64_t j = 0; j < rollout.samples(); ++j) {
+        lengths.push_back(rollout.total_length(j));
+        costs.push_back(forward_flops(config, lengths.back()));
+    }
+    plan.schedule = make_schedule(lengths, costs,
+                                  {.dp_size = plan.grid.dp(),
+                                   .cp_size = cp_size,
+                                   .dynamic = options.use_dynamic_batch_size,
+                                   .max_tokens_per_gpu = options.max_tokens_per_gpu,
+                                   .balance = options.balance_data,
+                                   .micro_batch_size = options.micro_batch_size});
+    return plan;
+}
+
+std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout const& rollout,
+                                           Reduction const& reduction, int rank) {
+    std::vector<MicroBatch> batches;
+    for (auto const& samples : plan.schedule.at(plan.grid.dp_rank(rank))) {
+        batches.push_back(
+            make_micro_batch(rollout, samples, reduction, plan.grid.cp, plan.grid.cp_rank(rank)));
+    }
+    return batches;
+}
+
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches) {
+    ModelCapacity capacity;
+    for (MicroBatch const& batch : batches) {
+        capacity.rows = std::max(capacity.rows, batch.rows());
+        capacity.response_rows = std::max(capacity.response_rows, batch.response_count());
+    }
+    return capacity;
+}
+
+std::int64_t max_block_rows(std::vector<MicroBatch> const& batches) {
+    std::int64_t rows = 0;
+    for (MicroBatch const& batch : batches) {
+        rows = std::max(
+            rows, *std::max_element(batch.ring.block_rows.begin(), batch.ring.block_rows.end()));
+    }
+    return rows;
+}
+
+BatchBuffers::BatchBuffers(Backend& backend, MicroBatch const& batch)
+    : tokens(uploaded(backend, batch.tokens)),
+      positions(uploaded(backend, batch.positions)),
+      response_rows(uploaded(backend, batch.response_rows)),
+      targets(uploaded(backend, batch.targets)),
+      sample_of(uploaded(backend, batch.sample_of)),
+      mask(uploaded(backend, batch.mask)),
+      mask_sum(uploaded(backend, batch.mask_sum)),
+      weight(uploaded(backend, batch.weight)),
+      seq_kl(column(backend, batch.sample_count())),
+      d_seq_kl(column(backend, batch.sample_count())),
+      advantages(column(backend, batch.response_count())),
+      old_log_probs(column(backend, batch.response_count())),
+      ref_log_probs(column(backend, batch.response_count())),
+      rollout_log_probs(column(backend, batch.response_count())),
+      log_probs(column(backend, batch.response_count())),
+      entropy(column(backend, batch.response_count())),
+      d_log_probs(column(backend, batch.response_count())),
+      d_entropy(column(backend, batch.response_count())) {}
+
+Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
+                 ModelConfig const& config, Rollout const& rollout, Reduction const& reduction)
+    : plan_(std::move(plan)),
+      grid_(world, plan_.grid),
+      batches_(make_micro_batches(plan_, rollout, reduction, world.rank())),
+      attention_(backend, grid_.cp(), trace, heads_of(config), max_block_rows(batches_)) {
+    for (MicroBatch const& batch : batches_) {
+        buffers_.emplace_back(backend, batch);
+    }
+    grid_.set_observer(&trace);
+}
+
+CpAttention& Variant::attention(std::size_t index) {
+    attention_.set_plan(batches_.at(index).ring);
+    return attention_;
+}
+
+}  // namespace cpstep

@@ -1,0 +1,74 @@
+// One way of laying the same samples over the same ranks: a grid, its micro-batches, its wires.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "app/micro_batch.hpp"
+#include "app/model.hpp"
+#include "app/options.hpp"
+#include "app/ring_attention.hpp"
+#include "app/samples.hpp"
+#include "app/schedule.hpp"
+#include "mpi/grid.hpp"
+
+namespace cpstep {
+
+/// What a variant is before any memory or wire exists; pure, the same on every rank.
+struct VariantPlan {
+    std::string name;  ///< "cp2"
+    GridShape grid;
+    Schedule schedule;
+};
+
+/// Forward FLOPs of one sequence: per token 2 x parameters of the matrix products, attention
+/// causal-halved.
+double forward_flops(ModelConfig const& config, std::int64_t length);
+
+VariantPlan plan_variant(Options const& options, ModelConfig const& config, Rollout const& rollout,
+                         int world_size, int cp_size);
+
+/// This rank's micro-batches of a plan.
+std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout const& rollout,
+                                           Reduction const& reduction, int rank);
+
+/// Capacity that holds every micro-batch, and the rows of the largest block of any rank.
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches);
+std::int64_t max_block_rows(std::vector<MicroBatch> const& batches);
+
+/// The constant inputs of one micro-batch in the backend's memory, and its results.
+struct BatchBuffers {
+    BatchBuffers(Backend& backend, MicroBatch const& batch);
+
+    Buffer tokens, positions, response_rows, targets, sample_of, mask;   // i32
+    Buffer mask_sum, weight, seq_kl, d_seq_kl;                           // (n,1)
+    Buffer advantages, old_log_probs, ref_log_probs, rollout_log_probs;  // (R,1)
+    Buffer log_probs, entropy, d_log_probs, d_entropy;                   // (R,1)
+
+    ModelInput input() const { return {tokens, positions, response_rows, targets}; }
+};
+
+/// A plan brought to life on this rank. Collective over the world.
+class Variant {
+  public:
+    Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
+            ModelConfig const& config, Rollout const& rollout, Reduction const& reduction);
+
+    VariantPlan const& plan() const { return plan_; }
+    std::string const& name() const { return plan_.name; }
+    Grid& grid() { return grid_; }
+    std::vector<MicroBatch> const& batches() const { return batches_; }
+    std::vector<BatchBuffers>& buffers() { return buffers_; }
+    /// Attention set to the ring of micro-batch `index`.
+    CpAttention& attention(std::size_t index);
+
+  private:
+    VariantPlan plan_;
+    Grid grid_;
+    std::vector<MicroBatch> batches_;
+    std::vector<BatchBuffers> buffers_;
+    RingAttention attention_;
+};
+
+}  // namespace cpstep

@@ -1,0 +1,43 @@
+// From checks, signal and timing to one verdict and one exit code.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "app/parity.hpp"
+#include "app/timing.hpp"
+
+namespace cpstep {
+
+/// Whether the step can tell a right CP from a wrong one at all.
+struct Signal {
+    bool present = false;
+    std::string reason;  ///< why not, or what carries it
+};
+
+/// A gradient that is exactly zero proves nothing: any CP implementation agrees on it. Names the
+/// settings that make it so (one sample per prompt, equal rewards, zero coefficients).
+Signal check_signal(VariantResult const& base, Options const& options, SampleSet const& samples);
+
+/// Everything rank 0 reports.
+struct Report {
+    ExitCode code = ExitCode::internal;
+    std::string reason;
+    Signal signal;
+    std::string nonfinite;  ///< first place, "" if none
+    std::vector<VariantPlan> plans;
+    std::vector<VariantResult> results;  ///< first is the baseline
+    std::vector<Check> checks;
+    TimingResult timing;             ///< no variants when timing is off
+    std::vector<GateResult> gates;   ///< one a timed variant
+    std::vector<std::string> notes;  ///< what was not checked, what limits the result
+};
+
+/// Sets gates, code and reason, in this order of severity: non-finite (9), parity or ledger (5), no
+/// signal (10), gate failed (6), gate inconclusive (10), pass (0).
+void judge(Report& report, double gate_ratio);
+
+/// "pass", "parity failed", ... of an exit code.
+std::string verdict_name(ExitCode code);
+
+}  // namespace cpstep

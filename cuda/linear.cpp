@@ -1,0 +1,92 @@
+// y = x w^T + b.   y (S,out)  x (S,in)  w (out,in)  b (1,out)
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "cuda/gemm.hpp"
+#include "cuda/layers.hpp"
+#include "cuda/shape.hpp"
+
+namespace cpstep {
+namespace {
+
+template <class T>
+void add_bias(Matrix<T> y, Matrix<T> b) {
+#pragma omp parallel for schedule(static) if (y.rows * y.cols >= parallel_elements)
+    for (std::int64_t s = 0; s < y.rows; ++s) {
+        T* const row = y.row(s);
+        for (std::int64_t c = 0; c < y.cols; ++c) {
+            row[c] += b.data[c];
+        }
+    }
+}
+
+/// db_c += sum_s dy_sc, summed in double.
+template <class T>
+void add_column_sums(Matrix<T> db, Matrix<T> dy) {
+#pragma omp parallel for schedule(static) if (dy.rows * dy.cols >= parallel_elements)
+    for (std::int64_t begin = 0; begin < dy.cols; begin += column_block) {
+        std::int64_t const count = std::min(column_block, dy.cols - begin);
+        std::array<double, column_block> sum{};
+        for (std::int64_t s = 0; s < dy.rows; ++s) {
+            T const* const row = dy.row(s) + begin;
+            for (std::int64_t c = 0; c < count; ++c) {
+                sum[static_cast<std::size_t>(c)] += static_cast<double>(row[c]);
+            }
+        }
+        for (std::int64_t c = 0; c < count; ++c) {
+            db.data[begin + c] += static_cast<T>(sum[static_cast<std::size_t>(c)]);
+        }
+    }
+}
+
+}  // namespace
+
+template <class T>
+void linear_forward(Matrix<T> y, Matrix<T> x, Matrix<T> w, Matrix<T> b) {
+    require(
+        has_shape(y, x.rows, w.rows) && x.cols == w.cols && (b.empty() || has_shape(b, 1, w.rows)),
+        ExitCode::internal, "linear_forward: y is {} x {}, x {} x {}, w {} x {}, b {} x {}", y.rows,
+        y.cols, x.rows, x.cols, w.rows, w.cols, b.rows, b.cols);
+    if (x.rows == 0) {
+        return;
+    }
+    gemm<T>(false, true, x.rows, w.rows, w.cols, T{1}, x.data, x.stride, w.data, w.stride, T{0},
+            y.data, y.stride);
+    if (!b.empty()) {
+        add_bias(y, b);
+    }
+}
+
+template <class T>
+void linear_backward(Matrix<T> dx, Matrix<T> dw, Matrix<T> db, Matrix<T> dy, Matrix<T> x,
+                     Matrix<T> w, bool add_dx) {
+    require(has_shape(dy, x.rows, w.rows) && x.cols == w.cols && same_shape(dw, w) &&
+                (dx.empty() || same_shape(dx, x)) && (db.empty() || has_shape(db, 1, w.rows)),
+            ExitCode::internal,
+            "linear_backward: dy is {} x {}, x and dx {} x {} and {} x {}, w and dw {} x {} and "
+            "{} x {}, db {} x {}",
+            dy.rows, dy.cols, x.rows, x.cols, dx.rows, dx.cols, w.rows, w.cols, dw.rows, dw.cols,
+            db.rows, db.cols);
+    if (x.rows == 0) {
+        return;
+    }
+    if (!dx.empty()) {
+        gemm<T>(false, false, x.rows, w.cols, w.rows, T{1}, dy.data, dy.stride, w.data, w.stride,
+                add_dx ? T{1} : T{0}, dx.data, dx.stride);
+    }
+    gemm<T>(true, false, w.rows, w.cols, x.rows, T{1}, dy.data, dy.stride, x.data, x.stride, T{1},
+            dw.data, dw.stride);
+    if (!db.empty()) {
+        add_column_sums(db, dy);
+    }
+}
+
+template void linear_forward(Matrix<float>, Matrix<float>, Matrix<float>, Matrix<float>);
+template void linear_forward(Matrix<double>, Matrix<double>, Matrix<double>, Matrix<double>);
+template void linear_backward(Matrix<float>, Matrix<float>, Matrix<float>, Matrix<float>,
+                              Matrix<float>, Matrix<float>, bool);
+template void linear_backward(Matrix<double>, Matrix<double>, Matrix<double>, Matrix<double>,
+                              Matrix<double>, Matrix<double>, bool);
+
+}  // namespace cpstep

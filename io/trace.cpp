@@ -1,0 +1,231 @@
+#include "io/trace.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <span>
+#include <utility>
+
+#include "cuda/error.hpp"
+
+namespace cpstep {
+namespace {
+
+constexpr int files_per_folder = 256;
+constexpr std::int64_t name_width = 64;
+constexpr std::int16_t compute_stream = 0;
+constexpr std::int16_t comm_stream = 1;
+
+/// One record of /steps: packed, 32 bytes.
+#pragma pack(push, 1)
+struct StepRecord {
+    std::uint32_t step = 0;
+    std::uint32_t variant = 0;  // row of /names
+    std::int64_t t0_ns = 0;
+    std::int64_t dur_ns = 0;
+    std::uint64_t events = 0;
+};
+#pragma pack(pop)
+static_assert(sizeof(Event) == 40 && sizeof(StepRecord) == 32);
+
+struct Interval {
+    std::int64_t begin;
+    std::int64_t end;
+};
+
+/// Union as disjoint intervals in order of time.
+std::vector<Interval> merged(std::vector<Interval> intervals) {
+    std::sort(intervals.begin(), intervals.end(),
+              [](Interval const& a, Interval const& b) { return a.begin < b.begin; });
+    std::vector<Interval> out;
+    for (Interval const& next : intervals) {
+        if (out.empty() || next.begin > out.back().end) {
+            out.push_back(next);
+        } else {
+            out.back().end = std::max(out.back().end, next.end);
+        }
+    }
+    return out;
+}
+
+/// Length of the intersection of two unions.
+std::int64_t overlap_ns(std::vector<Interval> const& a, std::vector<Interval> const& b) {
+    std::int64_t total = 0;
+    for (std::size_t i = 0, j = 0; i < a.size() && j < b.size();) {
+        total += std::max<std::int64_t>(
+            std::min(a[i].end, b[j].end) - std::max(a[i].begin, b[j].begin), 0);
+        (a[i].end < b[j].end ? i : j)++;
+    }
+    return total;
+}
+
+void describe(H5File& file, RankFileInfo const& info) {
+    file.attribute("/", "format", std::string("cpstep-trace"));
+    file.attribute("/", "format_version", std::int64_t{1});
+    file.attribute("/", "rank", std::int64_t{info.rank});
+    file.attribute("/", "world", std::int64_t{info.world});
+    file.attribute("/", "host", info.host);
+    file.attribute("/", "run_id", info.run_id);
+    file.attribute("/", "epoch_ns", info.epoch_ns);
+    file.attribute("/", "epoch_unix_ns", info.epoch_unix_ns);
+}
+
+void create_datasets(H5File& file, std::vector<ShardSpec> const& shards) {
+    file.create_table("/events", event_columns(), "ns (t0_ns, dur_ns), byte (bytes)");
+    file.attribute("/events", "kinds", std::string("0 step,1 pass,2 compute,3 comm,4 wait"));
+    file.create_table("/steps", step_columns(), "ns (t0_ns, dur_ns)");
+    file.create_string_table("/names", name_width);
+    for (ShardSpec const& shard : shards) {
+        std::vector<float> const unwritten(static_cast<std::size_t>(shard.rows),
+                                           std::numeric_limits<float>::quiet_NaN());
+        file.write("/tensors/" + shard.path, unwritten, {shard.rows}, shard.units);
+    }
+}
+
+}  // namespace
+
+std::vector<H5Column> event_columns() {
+    using Type = H5Column::Type;
+    return {{"step", Type::u32},  {"kind", Type::u16},   {"stream", Type::i16},
+            {"t0_ns", Type::i64}, {"dur_ns", Type::i64}, {"bytes", Type::u64},
+            {"peer", Type::i32},  {"name", Type::u32}};
+}
+
+std::vector<H5Column> step_columns() {
+    using Type = H5Column::Type;
+    return {{"step", Type::u32},
+            {"variant", Type::u32},
+            {"t0_ns", Type::i64},
+            {"dur_ns", Type::i64},
+            {"events", Type::u64}};
+}
+
+std::string rank_file_name(int rank) {
+    return fmt::format("ranks/{:03}/rank{:05}.h5", rank / files_per_folder, rank);
+}
+
+std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
+    std::vector<Interval> comm;
+    std::vector<Interval> compute;
+    for (Event const& event : events) {
+        Interval const interval{event.t0_ns, event.t0_ns + event.dur_ns};
+        if (event.kind == SpanKind::comm && event.stream == comm_stream) {
+            comm.push_back(interval);
+        } else if (event.kind == SpanKind::compute) {
+            compute.push_back(interval);
+        }
+    }
+    comm = merged(std::move(comm));
+    std::int64_t total = 0;
+    for (Interval const& interval : comm) {
+        total += interval.end - interval.begin;
+    }
+    return total - overlap_ns(comm, merged(std::move(compute)));
+}
+
+Span::Span(Trace* trace, SpanKind kind, std::string_view name) : trace_(trace), kind_(kind) {
+    if (trace_ != nullptr) {
+        name_ = trace_->name_id(name);
+        begin_ns_ = now_ns();
+    }
+}
+
+Span::~Span() {
+    if (trace_ != nullptr) {
+        trace_->add(kind_, compute_stream, name_, begin_ns_, now_ns(), 0, -1);
+    }
+}
+
+Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
+             std::vector<ShardSpec> const& shards)
+    : info_(info) {
+    std::filesystem::path const path = output / rank_file_name(info.rank);
+    std::error_code error;  // the ranks of a folder race for it; only its existence counts
+    std::filesystem::create_directories(path.parent_path(), error);
+    require(std::filesystem::is_directory(path.parent_path()), ExitCode::output,
+            "{}: cannot make this folder: {}", path.parent_path().string(), error.message());
+    file_ = std::make_unique<H5File>(H5File::create_swmr(path));
+    describe(*file_, info);
+    create_datasets(*file_, shards);
+    file_->start_swmr();
+}
+
+std::uint32_t Trace::name_id(std::string_view name) {
+    auto at = std::find(names_.begin(), names_.end(), name);
+    if (at == names_.end()) {
+        require(static_cast<std::int64_t>(name.size()) <= name_width, ExitCode::internal,
+                "span name '{}' is over {} bytes", name, name_width);
+        at = names_.emplace(at, name);
+    }
+    return static_cast<std::uint32_t>(at - names_.begin());
+}
+
+void Trace::add(SpanKind kind, std::int16_t stream, std::uint32_t name, std::int64_t begin_ns,
+                std::int64_t end_ns, std::uint64_t bytes, std::int32_t peer) {
+    if (in_step_) {
+        events_.push_back({.step = step_,
+                           .kind = kind,
+                           .stream = stream,
+                           .t0_ns = begin_ns - info_.epoch_ns,
+                           .dur_ns = end_ns - begin_ns,
+                           .bytes = bytes,
+                           .peer = peer,
+                           .name = name});
+    }
+}
+
+void Trace::on_comm(CommRecord const& record) {
+    std::uint32_t const name = name_id(record.label);
+    add(SpanKind::comm, comm_stream, name, record.posted_ns, record.done_ns,
+        static_cast<std::uint64_t>(record.bytes), record.peer);
+    add(SpanKind::wait, compute_stream, name, record.waited_ns, record.done_ns, 0, record.peer);
+}
+
+void Trace::begin_step(std::string_view variant) {
+    require(!in_step_, ExitCode::internal, "step {} begun twice", step_);
+    events_.clear();
+    variant_ = variant;
+    in_step_ = true;
+    step_begin_ns_ = now_ns();
+}
+
+void Trace::end_step() {
+    std::int64_t const end_ns = now_ns();
+    require(in_step_, ExitCode::internal, "step {} ended before it was begun", step_);
+    std::uint32_t const variant = name_id(variant_);
+    add(SpanKind::step, compute_stream, variant, step_begin_ns_, end_ns, 0, -1);
+    in_step_ = false;
+    if (file_) {
+        auto const count = static_cast<std::int64_t>(events_.size());
+        file_->append_strings("/names", std::span(names_).subspan(names_written_));
+        names_written_ = names_.size();
+        file_->append_records("/events", events_.data(), count);
+        file_->flush();
+        // Its row in /steps comes after the flush: a step that is listed has all its events.
+        StepRecord const row{.step = step_,
+                             .variant = variant,
+                             .t0_ns = step_begin_ns_ - info_.epoch_ns,
+                             .dur_ns = end_ns - step_begin_ns_,
+                             .events = static_cast<std::uint64_t>(count)};
+        file_->append_records("/steps", &row, 1);
+        file_->flush();
+    }
+    event_count_ += static_cast<std::int64_t>(events_.size());
+    last_step_ = std::exchange(events_, {});
+    ++step_;
+}
+
+void Trace::write_shard(std::string const& path, std::span<float const> data) {
+    if (file_) {
+        file_->overwrite("/tensors/" + path, data);
+        file_->flush();
+    }
+}
+
+void Trace::close() {
+    if (file_) {
+        file_->close();
+        file_.reset();
+    }
+}
+
+}  // namespace cpstep

@@ -1,0 +1,119 @@
+// Spans of time on this rank, written to its HDF5 file at the end of every step.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <memory>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "io/h5.hpp"
+#include "mpi/comm.hpp"
+
+namespace cpstep {
+
+/// What a span is. compute and comm are leaves; the others contain them.
+enum class SpanKind : std::uint16_t { step = 0, pass = 1, compute = 2, comm = 3, wait = 4 };
+
+/// One record of /events: packed, little endian, 40 bytes. Times: ns since the run's epoch.
+#pragma pack(push, 1)
+struct Event {
+    std::uint32_t step = 0;
+    SpanKind kind = SpanKind::compute;
+    std::int16_t stream = 0;   ///< 0 compute, 1 communication
+    std::int64_t t0_ns = 0;
+    std::int64_t dur_ns = 0;
+    std::uint64_t bytes = 0;
+    std::int32_t peer = -1;
+    std::uint32_t name = 0;    ///< row of /names
+};
+#pragma pack(pop)
+
+/// Attributes and shards a rank file is born with.
+struct RankFileInfo {
+    int rank = 0;
+    int world = 1;
+    std::string host;
+    std::string run_id;
+    std::int64_t epoch_ns = 0;       ///< steady clock value that is time 0
+    std::int64_t epoch_unix_ns = 0;  ///< the same moment in Unix time
+};
+
+/// A dataset of /tensors, sized before the first step (SWMR allows no new objects) and filled later.
+struct ShardSpec {
+    std::string path;    ///< below /tensors, e.g. "cp2/log_probs"
+    std::int64_t rows = 0;
+    std::string units;
+};
+
+class Trace;
+
+/// Ends its span when destroyed.
+class Span {
+  public:
+    Span(Trace* trace, SpanKind kind, std::string_view name);
+    Span(Span const&) = delete;
+    Span& operator=(Span const&) = delete;
+    ~Span();
+
+  private:
+    Trace* trace_;
+    SpanKind kind_;
+    std::uint32_t name_ = 0;
+    std::int64_t begin_ns_ = 0;
+};
+
+/// Collects spans and communication records of one rank. A communication call gives two events: comm on
+/// stream 1 (posted to done) and wait on stream 0 (time the rank stood waiting).
+/// DIR/ranks/000/rank00000.h5: /events /names /steps /tensors, SWMR, flushed per step: readable after kill -9.
+class Trace final : public CommObserver {
+  public:
+    /// Without a file: spans are kept for the summary only.
+    Trace() = default;
+    Trace(std::filesystem::path const& output, RankFileInfo const& info,
+          std::vector<ShardSpec> const& shards);
+
+    Span span(SpanKind kind, std::string_view name) { return {this, kind, name}; }
+    void on_comm(CommRecord const& record) override;
+
+    /// Steps are numbered from 0; `variant` is stored in /steps.
+    void begin_step(std::string_view variant);
+    /// Writes and flushes the step's events; outside timed code.
+    void end_step();
+    void write_shard(std::string const& path, std::span<float const> data);
+    void close();
+
+    /// Events of the last finished step.
+    std::vector<Event> const& last_step() const { return last_step_; }
+    std::vector<std::string> const& names() const { return names_; }
+    std::int64_t event_count() const { return event_count_; }
+
+  private:
+    friend class Span;
+    std::uint32_t name_id(std::string_view name);
+    void add(SpanKind kind, std::int16_t stream, std::uint32_t name, std::int64_t begin_ns,
+             std::int64_t end_ns, std::uint64_t bytes, std::int32_t peer);
+
+    std::unique_ptr<H5File> file_;
+    RankFileInfo info_;
+    std::vector<std::string> names_;
+    std::size_t names_written_ = 0;
+    std::vector<Event> events_, last_step_;
+    std::uint32_t step_ = 0;
+    bool in_step_ = false;  // outside of steps nothing is kept
+    std::string variant_;
+    std::int64_t step_begin_ns_ = 0;
+    std::int64_t event_count_ = 0;
+};
+
+/// Columns of /events and /steps, as H5File wants them.
+std::vector<H5Column> event_columns();
+std::vector<H5Column> step_columns();
+/// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
+std::string rank_file_name(int rank);
+
+/// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one step.
+std::int64_t exposed_comm_ns(std::vector<Event> const& events);
+
+}  // namespace cpstep

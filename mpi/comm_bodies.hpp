@@ -1,0 +1,53 @@
+// Private to mpi/: the bodies of Comm, and how every MPI call is checked and every wait is bounded.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "mpi/comm.hpp"
+#include "mpi/world.hpp"
+
+namespace cpstep {
+
+/// The silent wire of a group of one.
+std::unique_ptr<Comm> make_self_comm();
+
+/// Host memory over MPI; `world` gives the deadline of every wait and must outlive the result.
+std::unique_ptr<Comm> make_mpi_comm(World const& world, std::vector<int> const& members);
+
+/// Throws Error(communication) with MPI's own text unless rc is MPI_SUCCESS.
+void check_mpi(int rc, char const* call);
+#define MPI_CHECK(call) ::cpstep::check_mpi((call), #call)
+
+/// Throws the Error(communication) of a wait that took longer than `deadline`.
+[[noreturn]] void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what);
+
+/// Calls done() until it is true; false once `deadline` has passed. Spins briefly for short
+/// messages, then gives the core away: with more ranks than cores a spinning rank slows the one it
+/// waits for.
+template <class Done>
+bool poll_until(Done const& done, std::chrono::milliseconds deadline) {
+    using namespace std::chrono_literals;
+    constexpr int spins = 200;
+    auto const start = std::chrono::steady_clock::now();
+    for (int polls = 0; !done(); ++polls) {
+        if (polls < spins) {
+            continue;
+        }
+        auto const waited = std::chrono::steady_clock::now() - start;
+        if (waited > deadline) {
+            return false;
+        }
+        if (waited < 5ms) {
+            std::this_thread::yield();
+        } else {
+            std::this_thread::sleep_for(50us);
+        }
+    }
+    return true;
+}
+
+}  // namespace cpstep

@@ -1,0 +1,191 @@
+// Comm over MPI for host memory: only non-blocking calls, each polled with the world's deadline.
+#include <mpi.h>
+
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <map>
+#include <utility>
+
+#include "mpi/comm_bodies.hpp"
+
+namespace cpstep {
+namespace {
+
+// The non-blocking all-reduce of Open MPI takes scratch memory of the size of one call.
+constexpr std::int64_t reduce_chunk_floats = std::int64_t{1} << 24;
+constexpr std::int64_t message_chunk_bytes = std::int64_t{1} << 30;  // counts of MPI 3 are int
+constexpr int tag_count = 32767;                                     // MPI promises tags 0 .. 32767
+constexpr int group_tag = 32767;                                     // on MPI_COMM_WORLD
+
+class MpiComm final : public Comm {
+  public:
+    /// Owns `comm`, whose ranks are `members` in this order.
+    MpiComm(World const& world, MPI_Comm comm, int rank, std::vector<int> const& members)
+        : Comm(rank, static_cast<int>(members.size())),
+          world_(world),
+          comm_(comm),
+          members_(members) {}
+
+    /// Freeing is collective, so it is left out where peers may not come along: while an exception
+    /// unwinds, and after a call that did not finish.
+    ~MpiComm() override {
+        if (std::uncaught_exceptions() == 0 && unfinished_ == 0) {
+            (void)MPI_Comm_free(&comm_);
+        }
+    }
+
+  private:
+    struct Part {
+        MPI_Request request = MPI_REQUEST_NULL;
+        int peer = -1;            // world rank
+        int expected_bytes = -1;  // of a receive; -1 for a send
+    };
+    struct Exchange {
+        std::string label;
+        std::vector<Part> parts;
+    };
+
+    void do_all_reduce_sum(std::string_view label, Tensor data) override {
+        std::int64_t const floats = data.elements();
+        auto* const begin = static_cast<float*>(data.data);
+        for (std::int64_t at = 0; at < floats; at += reduce_chunk_floats) {
+            auto const count = static_cast<int>(std::min(reduce_chunk_floats, floats - at));
+            MPI_Request request = MPI_REQUEST_NULL;
+            ++unfinished_;
+            MPI_CHECK(MPI_Iallreduce(MPI_IN_PLACE, begin + at, count, MPI_FLOAT, MPI_SUM, comm_,
+                                     &request));
+            auto const done = [&] {
+                int flag = 0;
+                MPI_CHECK(MPI_Test(&request, &flag, MPI_STATUS_IGNORE));
+                return flag != 0;
+            };
+            if (!poll_until(done, world_.deadline())) {
+                fail_timed_out(world_.deadline(),
+                               fmt::format("all_reduce '{}' (group of {})", label, size()));
+            }
+            --unfinished_;
+        }
+    }
+
+    int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
+                          int from) override {
+        int const ticket = next_ticket_++;
+        int const tag = ticket % tag_count;
+        Exchange exchange{.label = std::string(label), .parts = {}};
+        ++unfinished_;
+        for_each_chunk(recv, [&](std::byte* data, int bytes) {
+            Part& part = exchange.parts.emplace_back();
+            part.peer = world_rank_of(from);
+            part.expected_bytes = bytes;
+            MPI_CHECK(MPI_Irecv(data, bytes, MPI_BYTE, from, tag, comm_, &part.request));
+        });
+        for_each_chunk(send, [&](std::byte* data, int bytes) {
+            Part& part = exchange.parts.emplace_back();
+            part.peer = world_rank_of(to);
+            MPI_CHECK(MPI_Isend(data, bytes, MPI_BYTE, to, tag, comm_, &part.request));
+        });
+        in_flight_.emplace(ticket, std::move(exchange));
+        return ticket;
+    }
+
+    void do_end_exchange(int ticket) override {
+        auto node = in_flight_.extract(ticket);
+        Exchange& exchange = node.mapped();
+        for (Part& part : exchange.parts) {
+            auto const done = [&] { return test(exchange.label, part); };
+            if (!poll_until(done, world_.deadline())) {
+                fail_timed_out(world_.deadline(), describe(exchange.label, part));
+            }
+        }
+        --unfinished_;
+    }
+
+    int world_rank_of(int group_rank) const override {
+        return members_[static_cast<std::size_t>(group_rank)];
+    }
+
+    /// An empty tensor makes one empty message, so that both sides know the exchange took place.
+    template <class F>
+    static void for_each_chunk(Tensor tensor, F const& f) {
+        auto const total = static_cast<std::int64_t>(tensor.bytes());
+        std::int64_t at = 0;
+        do {
+            auto const bytes = static_cast<int>(std::min(message_chunk_bytes, total - at));
+            f(static_cast<std::byte*>(tensor.data) + at, bytes);
+            at += bytes;
+        } while (at < total);
+    }
+
+    std::string describe(std::string_view label, Part const& part) const {
+        return fmt::format("exchange '{}' with rank {} (group of {})", label, part.peer, size());
+    }
+
+    bool test(std::string_view label, Part& part) const {
+        int flag = 0;
+        MPI_Status status{};
+        int const rc = MPI_Test(&part.request, &flag, &status);
+        require(rc != MPI_ERR_TRUNCATE, ExitCode::communication,
+                "{}: a message longer than the expected {} bytes arrived", describe(label, part),
+                part.expected_bytes);
+        check_mpi(rc, "MPI_Test");
+        if (flag != 0 && part.expected_bytes >= 0) {
+            int bytes = 0;
+            MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &bytes));
+            require(bytes == part.expected_bytes, ExitCode::communication,
+                    "{}: {} bytes arrived where {} were expected", describe(label, part), bytes,
+                    part.expected_bytes);
+        }
+        return flag != 0;
+    }
+
+    World const& world_;
+    MPI_Comm comm_;
+    std::vector<int> members_;
+    std::map<int, Exchange> in_flight_;
+    int next_ticket_ = 0;
+    int unfinished_ = 0;  // calls begun and not ended well
+};
+
+/// Every member has entered: forming a group blocks without a deadline, so it starts only after
+/// this.
+void meet(World const& world, std::vector<int> const& members) {
+    for (int const peer : members) {
+        if (peer == world.rank()) {
+            continue;
+        }
+        std::array<MPI_Request, 2> both{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+        MPI_CHECK(MPI_Irecv(nullptr, 0, MPI_BYTE, peer, group_tag, MPI_COMM_WORLD, both.data()));
+        MPI_CHECK(
+            MPI_Isend(nullptr, 0, MPI_BYTE, peer, group_tag, MPI_COMM_WORLD, both.data() + 1));
+        auto const done = [&] {
+            int flag = 0;
+            MPI_CHECK(MPI_Testall(2, both.data(), &flag, MPI_STATUSES_IGNORE));
+            return flag != 0;
+        };
+        if (!poll_until(done, world.deadline())) {
+            fail_timed_out(world.deadline(),
+                           fmt::format("rank {} to form a group of {}", peer, members.size()));
+        }
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<Comm> make_mpi_comm(World const& world, std::vector<int> const& members) {
+    meet(world, members);
+    MPI_Group all = MPI_GROUP_NULL;
+    MPI_Group group = MPI_GROUP_NULL;
+    MPI_CHECK(MPI_Comm_group(MPI_COMM_WORLD, &all));
+    MPI_CHECK(MPI_Group_incl(all, static_cast<int>(members.size()), members.data(), &group));
+    MPI_Comm comm = MPI_COMM_NULL;
+    MPI_CHECK(MPI_Comm_create_group(MPI_COMM_WORLD, group, group_tag, &comm));
+    MPI_CHECK(MPI_Group_free(&group));
+    MPI_CHECK(MPI_Group_free(&all));
+    MPI_CHECK(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
+    int rank = 0;
+    MPI_CHECK(MPI_Comm_rank(comm, &rank));
+    return std::make_unique<MpiComm>(world, comm, rank, members);
+}
+
+}  // namespace cpstep

@@ -1,0 +1,51 @@
+// Data parallel x context parallel: rank = dp * CP + cp, so that a CP group is adjacent ranks.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mpi/world.hpp"
+
+namespace cpstep {
+
+/// Sizes of one variant's grid; pure.
+struct GridShape {
+    int world = 1;
+    int cp = 1;
+
+    int dp() const { return world / cp; }
+    int dp_rank(int rank) const { return rank / cp; }
+    int cp_rank(int rank) const { return rank % cp; }
+    int rank_of(int dp_rank, int cp_rank) const { return dp_rank * cp + cp_rank; }
+};
+
+/// Throws Error(usage) unless cp divides world; the text lists the valid sizes, and for a single rank
+/// the mpirun and srun lines to use.
+GridShape make_grid_shape(int world, int cp);
+
+/// The communicators of one variant. Collective over the world.
+class Grid {
+  public:
+    Grid(World& world, GridShape shape);
+
+    GridShape shape() const { return shape_; }
+    int dp_rank() const { return dp_rank_; }
+    int cp_rank() const { return cp_rank_; }
+    Comm& cp() { return *cp_; }        ///< the ranks that share this rank's sequences
+    Comm& dp_cp() { return *dp_cp_; }  ///< all ranks: gradients and metrics
+
+    /// Both ledgers in one; labels are distinct between the groups.
+    Ledger ledger() const;
+    void clear_ledger();
+    void set_observer(CommObserver* observer);
+
+  private:
+    GridShape shape_;
+    int dp_rank_ = 0;
+    int cp_rank_ = 0;
+    std::unique_ptr<Comm> cp_;
+    std::unique_ptr<Comm> dp_cp_;
+};
+
+}  // namespace cpstep

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Golden data of an independent program: all cases, world sizes 1, 2, 4, CP 1, 2, 4.
+
+usage: golden.py CPSTEP MPIEXEC GOLDEN_FOLDER WORLD [CASE ...]
+Expected values: float64 Hugging Face Qwen2 and torch (see the folder's README). Bounds are the README's:
+log-probs and entropy 2e-4 absolute, losses 1e-4 relative + 1e-5, gradient tensors 1e-3 relative L2.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import h5py
+import numpy as np
+
+METRICS = ("loss", "pg_loss", "kl_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "opsm_clipfrac", "tis_clipfrac")
+
+
+def launch_line(options):
+    """Options of a case (letters as in the golden README) as trainer options."""
+    line = ["--advantage-estimator", options["adv"], "--eps-clip", str(options["eps"]),
+            "--eps-clip-high", str(options["eps_high"]), "--use-kl-loss", "--kl-loss-type", options["kl"],
+            "--kl-loss-coef", str(options["klc"]), "--entropy-coef", str(options["ent"])]
+    line += ["--eps-clip-c", str(options["dual"])] if "dual" in options else []
+    line += ["--use-opsm", "--opsm-delta", str(options["opsm"])] if "opsm" in options else []
+    line += ["--use-tis"] if options.get("tis") else []
+    line += ["--use-unbiased-kl"] if options.get("unbiased") else []
+    line += ["--calculate-per-token-loss"] if options.get("per_token") else []
+    return line
+
+
+class Checker:
+    def __init__(self):
+        self.checked, self.failed = 0, []
+
+    def close(self, what, got, want, rtol, atol):
+        """|got - want| <= atol + rtol |want| everywhere; NaN, empty and unequal shapes fail."""
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        self.checked += 1
+        ok = got.shape == want.shape and want.size > 0 and bool(np.all(np.abs(got - want) <= atol + rtol * np.abs(want)))
+        if not ok:
+            worst = float(np.max(np.abs(got - want))) if got.shape == want.shape and want.size else float("nan")
+            self.failed.append(f"{what}: max difference {worst:.3g} (rtol {rtol}, atol {atol})")
+
+    def relative_l2(self, what, got, want, bound):
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        self.checked += 1
+        error = np.linalg.norm(got - want) / np.linalg.norm(want) if got.shape == want.shape else float("nan")
+        if not error <= bound:
+            self.failed.append(f"{what}: relative L2 {error:.3g} > {bound}")
+
+
+def initial_weights(folder):
+    raw = (pathlib.Path(folder) / "model.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    weights = {}
+    for name, entry in json.loads(raw[8:8 + size]).items():
+        if name != "__metadata__":
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            bits = np.frombuffer(raw[begin:end], "<u2").astype(np.uint32) << 16
+            weights[name] = bits.view(np.float32).reshape(entry["shape"]).astype(np.float64)
+    return weights
+
+
+def check_variant(check, label, variant, expected, case, weights):
+    for name in ("log_probs", "entropy", "ref_log_probs"):
+        check.close(f"{label} {name}", variant[name][...], expected[name][...], 0, 2e-4)
+    check.close(f"{label} seq_kl", variant["seq_kl"][...], case["seq_kl"][...], 0, 2e-4)
+    for name in METRICS:
+        check.close(f"{label} {name}", variant.attrs[name], case.attrs[name], 1e-4, 1e-5)
+    check.close(f"{label} grad_norm", variant.attrs["grad_norm"], case.attrs["grad_norm"], 1e-3, 0)
+    gradients = variant["gradients"]
+    for name, norm in case["gradient_norms"].attrs.items():
+        check.close(f"{label} |gradient {name}|", np.linalg.norm(gradients[name][...].astype(np.float64)), norm, 1e-3, 0)
+    for name in case.get("gradients", ()):
+        check.relative_l2(f"{label} gradient {name}", gradients[name][...], case["gradients"][name][...], 1e-3)
+    if "update_norms" in case:
+        for name, norm in case["update_norms"].attrs.items():
+            update = variant["updated"][name][...].astype(np.float64) - weights[name]
+            # A stored weight w has half an ulp of rounding, about |w| 2^-25 each, independent over elements.
+            rounding = np.linalg.norm(weights[name]) * 2.0 ** -25
+            check.close(f"{label} |update {name}|", np.linalg.norm(update), norm, 1e-3, rounding)
+
+
+def main():
+    program, mpiexec, golden, world = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), int(sys.argv[4])
+    if not golden.is_dir():
+        print(f"SKIPPED: no golden data at {golden}")
+        return 77
+    expected = h5py.File(golden / "expected.h5", "r")
+    weights = initial_weights(golden / "model")
+    check = Checker()
+    sizes = [n for n in (1, 2, 4) if world % n == 0]
+    for name in sys.argv[5:] or expected["cases"]:
+        case = expected["cases"][name]
+        with tempfile.TemporaryDirectory() as folder:
+            command = [mpiexec, "-np", str(world), program, "run", "--rollout-file", golden / "rollout.h5",
+                       "--hf-checkpoint", golden / "model", "--ref-load", golden / "ref_model", "--blocks", "0",
+                       "--context-parallel-size", ",".join(map(str, sizes)), "--save", "gradients,weights",
+                       "--lr", "1e-6", "--weight-decay", "0.1", "--adam-beta2", "0.98", "--quiet",
+                       "--use-dynamic-batch-size", "--max-tokens-per-gpu", "600", "--output", folder,
+                       *launch_line(json.loads(case.attrs["options"]))]
+            run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+            if run.returncode != 0:
+                print(run.stdout, run.stderr)
+                check.failed.append(f"{name}: exit {run.returncode}")
+                continue
+            with h5py.File(pathlib.Path(folder) / "run.h5", "r") as result:
+                for cp in sizes:
+                    check_variant(check, f"{name} world {world} cp{cp}", result[f"variants/cp{cp}"], expected, case, weights)
+    for line in check.failed:
+        print("FAILED", line)
+    print(f"golden: {check.checked} comparisons, {len(check.failed)} failed")
+    return 1 if check.failed or check.checked == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

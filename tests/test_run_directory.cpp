@@ -1,0 +1,75 @@
+#define BOOST_TEST_MODULE run_directory
+#include <unistd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <fstream>
+#include <optional>
+
+#include "app/run_directory.hpp"
+#include "cuda/error.hpp"
+
+using namespace cpstep;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Folder {
+    fs::path path =
+        fs::temp_directory_path() / ("cpstep_run_directory_" + std::to_string(getpid()));
+    Folder() { fs::remove_all(path); }
+    Folder(Folder const&) = delete;
+    Folder& operator=(Folder const&) = delete;
+    ~Folder() { fs::remove_all(path); }
+};
+
+bool refused(fs::path const& path, bool force) {
+    try {
+        RunDirectory const claim(path, force);
+        return false;
+    } catch (Error const& error) {
+        return error.code() == ExitCode::usage;
+    }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_finished_run_is_refused_and_left_alone_unless_forced) {
+    Folder const folder;
+    fs::create_directories(folder.path);
+    std::ofstream(folder.path / "run.h5") << "precious";
+    BOOST_TEST(refused(folder.path, false));
+    BOOST_TEST(fs::file_size(folder.path / "run.h5") == 8U);
+    BOOST_TEST(!fs::exists(folder.path / ".lock"));
+    BOOST_TEST(!refused(folder.path, true));
+    BOOST_TEST(!fs::exists(folder.path / "run.h5"));
+}
+
+BOOST_AUTO_TEST_CASE(an_unfinished_run_may_be_started_again) {
+    Folder const folder;
+    fs::create_directories(folder.path / "ranks" / "000");
+    BOOST_TEST(!refused(folder.path, false));
+}
+
+BOOST_AUTO_TEST_CASE(a_second_run_is_refused_while_the_first_holds_the_lock) {
+    Folder const folder;
+    std::optional<RunDirectory> first(std::in_place, folder.path, false);
+    BOOST_TEST(refused(folder.path, false));
+    BOOST_TEST(refused(folder.path, true));
+    first.reset();
+    BOOST_TEST(!refused(folder.path, false));
+}
+
+BOOST_AUTO_TEST_CASE(a_lock_of_an_ended_process_is_taken_over_but_not_that_of_another_host) {
+    Folder const folder;
+    fs::create_directories(folder.path);
+    char host[256] = {};
+    gethostname(host, sizeof host - 1);
+    std::ofstream(folder.path / ".lock") << host << " 4194999\n";
+    BOOST_TEST(!refused(folder.path, false));
+    std::ofstream(folder.path / ".lock") << "another-host 4194999\n";
+    BOOST_TEST(refused(folder.path, false));
+}
+
+BOOST_AUTO_TEST_CASE(free_bytes_looks_at_the_nearest_existing_parent) {
+    BOOST_TEST(free_bytes("/tmp/no/such/folder/yet") > 0U);
+}

@@ -1,0 +1,73 @@
+#define BOOST_TEST_MODULE verdict
+#include <boost/test/unit_test.hpp>
+
+#include "app/verdict.hpp"
+
+using namespace cpstep;
+
+namespace {
+
+Report passing() {
+    Report report;
+    report.signal = {true, "gradient norm 1"};
+    report.results.resize(2);
+    report.checks.push_back({"cp2", "log_probs", 1e-7, 1e-5, "max abs", "", true});
+    return report;
+}
+
+VariantTiming timed(double ratio, double low, double high) {
+    VariantTiming timing;
+    timing.ratio = {ratio, low, high, 5};
+    return timing;
+}
+
+ExitCode code_of(Report report, double gate) {
+    judge(report, gate);
+    return report.code;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(severity_orders_the_exit_code) {
+    Report report = passing();
+    BOOST_TEST((code_of(report, 0) == ExitCode::pass));
+    report.timing.variants = {timed(1, 1, 1), timed(2.0, 1.9, 2.1)};
+    BOOST_TEST((code_of(report, 0) == ExitCode::pass));
+    BOOST_TEST((code_of(report, 1.05) == ExitCode::performance));
+    BOOST_TEST((code_of(report, 2.0) == ExitCode::inconclusive));
+    BOOST_TEST((code_of(report, 2.5) == ExitCode::pass));
+    report.signal.present = false;
+    BOOST_TEST((code_of(report, 1.05) == ExitCode::inconclusive));
+    report.checks[0].pass = false;
+    BOOST_TEST((code_of(report, 1.05) == ExitCode::parity));
+    report.nonfinite = "cp2: loss";
+    BOOST_TEST((code_of(report, 1.05) == ExitCode::nonfinite));
+}
+
+BOOST_AUTO_TEST_CASE(the_reason_names_the_failed_check) {
+    Report report = passing();
+    report.checks[0].pass = false;
+    report.checks[0].where = "sample 3 token 17";
+    judge(report, 0);
+    BOOST_TEST(report.reason.find("cp2 log_probs") != std::string::npos);
+    BOOST_TEST(report.reason.find("sample 3 token 17") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(a_zero_gradient_is_no_signal_and_says_why) {
+    Options options;
+    SampleSet samples;
+    samples.advantages = {0.0F, 0.0F};
+    VariantResult base;
+    Signal const none = check_signal(base, options, samples);
+    BOOST_TEST(!none.present);
+    BOOST_TEST(none.reason.find("one sample per prompt") != std::string::npos);
+    BOOST_TEST(none.reason.find("--n-samples-per-prompt") != std::string::npos);
+
+    base.metrics.grad_norm = std::numeric_limits<double>::quiet_NaN();
+    BOOST_TEST(!check_signal(base, options, samples).present);
+    base.metrics.grad_norm = 0.25;
+    samples.advantages = {0.5F, 0.0F};
+    Signal const some = check_signal(base, options, samples);
+    BOOST_TEST(some.present);
+    BOOST_TEST(some.reason.find("1 of 2 samples") != std::string::npos);
+}
