@@ -96,8 +96,8 @@ std::vector<std::string> load_parameters(ParameterLayout const& layout,
         }
     }
     require(bad.empty() || allow_nonfinite, ExitCode::input_data,
-            "the checkpoint holds non-finite weights ({}); --allow-nonfinite goes on with them",
-            fmt::join(bad, "; "));
+            "{} holds non-finite weights ({}); --allow-nonfinite goes on with them",
+            checkpoint.folder().string(), fmt::join(bad, "; "));
     return bad;
 }
 

@@ -77,20 +77,30 @@ class Run {
     int steps_done_ = 0;
 };
 
-std::vector<ShardSpec> shard_specs(Setup const& setup, int rank) {
-    std::vector<ShardSpec> specs;
-    for (VariantPlan const& plan : setup.plans) {
-        std::int64_t rows = 0;
-        for (MicroBatch const& batch :
-             make_micro_batches(plan, setup.samples.rollout, setup.reduction, rank)) {
-            rows += batch.response_count();
-        }
-        for (char const* name : {"/log_probs", "/ref_log_probs", "/entropy"}) {
-            specs.push_back({plan.name + name, rows, "nat"});
-        }
-        specs.push_back({plan.name + "/response_index", rows, "1"});
+/// The response tokens this rank computes in a variant, in the order of its micro-batches.
+ShardIndex shard_index(Setup const& setup, VariantPlan const& plan, int rank) {
+    ShardIndex index{.path = plan.name + "/response_index", .rows = {}};
+    for (MicroBatch const& batch :
+         make_micro_batches(plan, setup.samples.rollout, setup.reduction, rank)) {
+        index.rows.insert(index.rows.end(), batch.response_index.begin(),
+                          batch.response_index.end());
     }
-    return specs;
+    return index;
+}
+
+std::unique_ptr<Trace> make_trace(Setup const& setup, RankFileInfo const& info) {
+    std::vector<ShardSpec> specs;
+    std::vector<ShardIndex> indices;
+    for (VariantPlan const& plan : setup.plans) {
+        indices.push_back(shard_index(setup, plan, info.rank));
+        auto const rows = std::ssize(indices.back().rows);
+        specs.push_back({plan.name + "/log_probs", rows, "nat"});
+        specs.push_back({plan.name + "/entropy", rows, "nat"});
+        if (setup.shape.has_ref) {
+            specs.push_back({plan.name + "/ref_log_probs", rows, "nat"});
+        }
+    }
+    return std::make_unique<Trace>(setup.options.output, info, specs, indices);
 }
 
 Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
@@ -122,7 +132,7 @@ Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
     world.collectively([&] {
         RankFileInfo const info{world.rank(), world.size(), world.host(),
                                 run_id_,      started,      epoch_unix_ns_};
-        trace_ = std::make_unique<Trace>(options.output, info, shard_specs(setup, world.rank()));
+        trace_ = make_trace(setup, info);
     });
     ModelCapacity capacity;
     for (VariantPlan const& plan : setup.plans) {
@@ -183,19 +193,19 @@ void Run::verify() {
 }
 
 void Run::write_shards(Variant& variant, VariantResult const& result) {
-    std::vector<float> columns[4];
-    for (MicroBatch const& batch : variant.batches()) {
-        for (std::int64_t const i : batch.response_index) {
-            columns[0].push_back(static_cast<float>(result.log_probs[i]));
-            columns[1].push_back(
-                static_cast<float>(result.ref_log_probs.empty() ? 0.0 : result.ref_log_probs[i]));
-            columns[2].push_back(static_cast<float>(result.entropy[i]));
-            columns[3].push_back(static_cast<float>(i));
+    auto const write = [&](char const* name, std::vector<double> const& gathered) {
+        std::vector<float> own;
+        for (MicroBatch const& batch : variant.batches()) {
+            for (std::int64_t const i : batch.response_index) {
+                own.push_back(static_cast<float>(gathered[i]));
+            }
         }
-    }
-    char const* const names[] = {"/log_probs", "/ref_log_probs", "/entropy", "/response_index"};
-    for (int i = 0; i < 4; ++i) {
-        trace_->write_shard(variant.name() + names[i], columns[i]);
+        trace_->write_shard(variant.name() + name, own);
+    };
+    write("/log_probs", result.log_probs);
+    write("/entropy", result.entropy);
+    if (setup_.shape.has_ref) {
+        write("/ref_log_probs", result.ref_log_probs);
     }
 }
 

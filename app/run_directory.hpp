@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "io/file_descriptor.hpp"
+
 namespace cpstep {
 
 /// Claims DIR for this process (root only). Error(usage) when it holds a finished run (run.h5) and
-/// `force` is off, or when a live process holds DIR/.lock (host, pid); a lock whose process of this
-/// host has ended is taken over. Error(environment) when DIR cannot be written. With `force` the
+/// `force` is off, or when a live process holds the lock on DIR/.lock (its text: host, pid); that of
+/// an ended process is free. Error(environment) when DIR cannot be written. With `force` the
 /// old run's files are removed.
 class RunDirectory {
   public:
@@ -19,6 +21,7 @@ class RunDirectory {
 
   private:
     std::filesystem::path folder_;
+    FileDescriptor lock_;
 };
 
 /// Bytes a user may still write below the folder (or its nearest existing parent).

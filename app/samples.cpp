@@ -271,7 +271,7 @@ std::vector<float> advantages_of(Rollout const& rollout, Options const& options)
 void load_recorded(SampleSet& set, Options const& options, ModelConfig const& model) {
     std::string const file = options.rollout_file.string();
     Rollout recorded = read_rollout(options.rollout_file);
-    validate_rollout(recorded, model.vocab_size);
+    validate_rollout(recorded, model.vocab_size, file);
     // Over the whole file: a group cut by the global batch keeps the baseline of all its rewards.
     set.advantages = advantages_of(recorded, options);
     std::int64_t const available = recorded.samples();
@@ -287,7 +287,7 @@ void load_recorded(SampleSet& set, Options const& options, ModelConfig const& mo
     set.notes.push_back(
         fmt::format("the first {} of the {} samples of {} are verified", count, available, file));
     set.rollout = first_samples(recorded, count);
-    validate_rollout(set.rollout, model.vocab_size);
+    validate_rollout(set.rollout, model.vocab_size, file);
     set.advantages.resize(static_cast<std::size_t>(count));
 }
 

@@ -7,15 +7,13 @@
 #include <cstring>
 
 #include "cuda/error.hpp"
-#include "cuda/handle.hpp"
+#include "io/file_descriptor.hpp"
 
 namespace cpstep {
 namespace {
 
-using Descriptor = Handle<int, ::close, -1>;
-
 void sync(std::filesystem::path const& path, int flags) {
-    Descriptor const file(::open(path.c_str(), flags | O_CLOEXEC));
+    FileDescriptor const file(::open(path.c_str(), flags | O_CLOEXEC));
     // Some file systems cannot sync a folder (EINVAL); the rename stands all the same.
     require(file && (::fsync(file.get()) == 0 || errno == EINVAL), ExitCode::output,
             "{}: cannot bring it to the disk: {}", path.string(), std::strerror(errno));

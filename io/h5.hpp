@@ -61,10 +61,11 @@ class H5File {
     /// A virtual dataset [source, row] over the tables `path` of files (paths relative to this file).
     void write_virtual_table(std::string const& path, std::vector<H5Column> const& columns,
                              std::vector<std::string> const& files, std::string const& source_path,
-                             std::vector<std::int64_t> const& counts);
+                             std::vector<std::int64_t> const& counts, std::string const& units);
 
     void start_swmr();  ///< after all objects and attributes exist; then only data are written
-    void overwrite(std::string const& path, std::span<float const> data);  ///< an existing dataset, whole
+    /// All of an existing f32 dataset.
+    void overwrite(std::string const& path, std::span<float const> data);
     void flush();
     void close();       ///< errors are reported here; the destructor is silent
 

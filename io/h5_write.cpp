@@ -281,7 +281,8 @@ void H5File::append_strings(std::string const& path, std::span<std::string const
 void H5File::write_virtual_table(std::string const& path, std::vector<H5Column> const& columns,
                                  std::vector<std::string> const& files,
                                  std::string const& source_path,
-                                 std::vector<std::int64_t> const& counts) {
+                                 std::vector<std::int64_t> const& counts,
+                                 std::string const& units) {
     h5::require_new_objects(*impl_, path);
     require(!files.empty() && files.size() == counts.size(), ExitCode::internal,
             "{}: {} source files and {} row counts", path, files.size(), counts.size());
@@ -308,7 +309,7 @@ void H5File::write_virtual_table(std::string const& path, std::vector<H5Column> 
         }
     }
     h5::SetId const set = h5::create_dataset(*impl_, path, type.get(), space.get(), create.get());
-    h5::write_attribute(*impl_, path, set.get(), "units", std::string("1"));
+    h5::write_attribute(*impl_, path, set.get(), "units", units);
 }
 
 void H5File::overwrite(std::string const& path, std::span<float const> data) {

@@ -56,9 +56,10 @@ void require_shape(Rollout const& r, std::string const& where) {
     require_size(where, "groups", r.groups.size(), n, given);
 }
 
-void require_finite(std::string_view name, std::span<float const> values, std::int64_t sample) {
+void require_finite(std::string const& where, std::string_view name,
+                    std::span<float const> values, std::int64_t sample) {
     for (std::size_t i = 0; i < values.size(); ++i) {
-        require(std::isfinite(values[i]), ExitCode::input_data, "rollout: {}: sample {}: {} at {}",
+        require(std::isfinite(values[i]), ExitCode::input_data, "{}: {}: sample {}: {} at {}", where,
                 name, sample, values[i], i);
     }
 }
@@ -73,29 +74,29 @@ std::span<T const> part(std::vector<T> const& values, std::int64_t begin, std::i
                                      static_cast<std::size_t>(end - begin));
 }
 
-void require_sample(Rollout const& r, std::int64_t j, std::int64_t vocab_size) {
+void require_sample(Rollout const& r, std::int64_t j, std::int64_t vocab_size,
+                    std::string const& where) {
     std::int64_t const total = r.total_length(j);
     std::int64_t const response = r.response_length(j);
     require(response > 0 && response < total, ExitCode::input_data,
-            "rollout: sample {}: {} response tokens of {} in all; there must be a response and a "
-            "prompt",
-            j, response, total);
+            "{}: sample {}: {} response tokens of {} in all; there must be a response and a prompt",
+            where, j, response, total);
     for (std::int32_t const token : part(r.tokens, r.token_offsets[j], r.token_offsets[j + 1])) {
         require(token >= 0 && token < vocab_size, ExitCode::input_data,
-                "rollout: tokens: sample {}: {} is not in the vocabulary of {}", j, token,
+                "{}: tokens: sample {}: {} is not in the vocabulary of {}", where, j, token,
                 vocab_size);
     }
     std::int64_t const begin = r.response_offsets[j];
     std::int64_t const end = r.response_offsets[j + 1];
     for (std::uint8_t const mask : part(r.loss_mask, begin, end)) {
         require(mask <= 1, ExitCode::input_data,
-                "rollout: loss_mask: sample {}: {} is neither 0 nor 1", j, mask);
+                "{}: loss_mask: sample {}: {} is neither 0 nor 1", where, j, mask);
     }
-    require_finite("old_log_probs", part(r.old_log_probs, begin, end), j);
-    require_finite("ref_log_probs", part(r.ref_log_probs, begin, end), j);
-    require_finite("rollout_log_probs", part(r.rollout_log_probs, begin, end), j);
-    require_finite("rewards", part(r.rewards, j, j + 1), j);
-    require_finite("advantages", part(r.advantages, j, j + 1), j);
+    require_finite(where, "old_log_probs", part(r.old_log_probs, begin, end), j);
+    require_finite(where, "ref_log_probs", part(r.ref_log_probs, begin, end), j);
+    require_finite(where, "rollout_log_probs", part(r.rollout_log_probs, begin, end), j);
+    require_finite(where, "rewards", part(r.rewards, j, j + 1), j);
+    require_finite(where, "advantages", part(r.advantages, j, j + 1), j);
 }
 
 void require_format(H5File const& in, std::string const& where) {
@@ -160,14 +161,14 @@ Rollout first_samples(Rollout const& rollout, std::int64_t count) {
     return out;
 }
 
-void validate_rollout(Rollout const& rollout, std::int64_t vocab_size) {
-    require_shape(rollout, "rollout");
+void validate_rollout(Rollout const& rollout, std::int64_t vocab_size, std::string const& where) {
+    require_shape(rollout, where);
     for (std::int64_t j = 0; j < rollout.samples(); ++j) {
-        require_sample(rollout, j, vocab_size);
+        require_sample(rollout, j, vocab_size, where);
     }
     bool const any = std::any_of(rollout.loss_mask.begin(), rollout.loss_mask.end(),
                                  [](std::uint8_t mask) { return mask != 0; });
-    require(any, ExitCode::input_data, "rollout: loss_mask: every response token is masked");
+    require(any, ExitCode::input_data, "{}: loss_mask: every response token is masked", where);
 }
 
 Rollout read_rollout(std::filesystem::path const& file) {

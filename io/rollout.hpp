@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 namespace cpstep {
@@ -31,8 +32,10 @@ struct Rollout {
 Rollout first_samples(Rollout const& rollout, std::int64_t count);
 
 /// Offsets consistent, 0 < R_j < T_j (a response needs a row before it), tokens in [0, vocab_size), masks
-/// 0 or 1, numbers finite, at least one unmasked token in all: else Error(input_data) naming the sample.
-void validate_rollout(Rollout const& rollout, std::int64_t vocab_size);
+/// 0 or 1, numbers finite, at least one unmasked token in all: else Error(input_data) that
+/// opens with `where` (the file) and names the sample.
+void validate_rollout(Rollout const& rollout, std::int64_t vocab_size,
+                      std::string const& where = "rollout");
 
 /// HDF5, root attributes format="cpstep-rollout", format_version=1. Newer versions, missing or misshapen
 /// datasets: Error(input_data), one line naming file and dataset.

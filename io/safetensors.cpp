@@ -13,7 +13,7 @@
 #include <string_view>
 
 #include "cuda/error.hpp"
-#include "cuda/handle.hpp"
+#include "io/file_descriptor.hpp"
 #include "io/json_text.hpp"
 
 namespace cpstep {
@@ -24,11 +24,6 @@ using nlohmann::json;
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // of the format's own reader
 constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
 constexpr JsonLimits kHeaderLimits{.depth = 8, .keys = 4'000'000};
-
-void close_file(int fd) noexcept {
-    (void)::close(fd);
-}
-using File = Handle<int, close_file, -1>;
 
 struct DTypeName {
     std::string_view name;
@@ -50,22 +45,22 @@ constexpr std::array kDTypes{
     DTypeName{"F8_E4M3", 8, FileDType::other}, DTypeName{"F8_E8M0", 8, FileDType::other},
 };
 
-File open_file(std::filesystem::path const& path) {
+FileDescriptor open_file(std::filesystem::path const& path) {
     // Non-blocking, so that a FIFO put in place of the file cannot hang the program.
-    File file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     require(static_cast<bool>(file), ExitCode::input_data, "{}: cannot be opened: {}",
             path.string(), std::strerror(errno));
     return file;
 }
 
-std::uint64_t file_bytes(File const& file, std::filesystem::path const& path) {
+std::uint64_t file_bytes(FileDescriptor const& file, std::filesystem::path const& path) {
     struct stat info{};
     require(::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode), ExitCode::input_data,
             "{}: not a regular file", path.string());
     return static_cast<std::uint64_t>(info.st_size);
 }
 
-void read_at(File const& file, std::filesystem::path const& path, std::uint64_t offset,
+void read_at(FileDescriptor const& file, std::filesystem::path const& path, std::uint64_t offset,
              std::span<char> out) {
     std::size_t done = 0;
     while (done < out.size()) {
@@ -84,7 +79,7 @@ void read_at(File const& file, std::filesystem::path const& path, std::uint64_t 
 }
 
 /// The header text: 8 bytes of little-endian length, then that many bytes of JSON.
-std::string read_header(File const& file, std::filesystem::path const& path, std::uint64_t size) {
+std::string read_header(FileDescriptor const& file, std::filesystem::path const& path, std::uint64_t size) {
     require(size >= 8, ExitCode::input_data,
             "{}: {} bytes, shorter than the 8-byte header length of a safetensors file",
             path.string(), size);
@@ -239,7 +234,7 @@ std::int64_t TensorEntry::elements() const {
 
 SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(path)) {
     std::string const file_name = path_.string();
-    File const file = open_file(path_);
+    FileDescriptor const file = open_file(path_);
     std::uint64_t const size = file_bytes(file, path_);
     std::string const header = read_header(file, path_, size);
     json parsed;
@@ -278,7 +273,7 @@ void SafetensorsFile::read(TensorEntry const& entry, std::span<float> out) const
             "{}: tensor {} has {} elements, the buffer holds {}", path_.string(), entry.name,
             entry.elements(), out.size());
     std::size_t const width = entry.dtype == FileDType::f32 ? 4 : 2;
-    File const file = open_file(path_);
+    FileDescriptor const file = open_file(path_);
     std::vector<char> block(std::min(kBlockBytes, out.size() * width));
     std::uint64_t offset = entry.begin;
     for (std::size_t done = 0; done < out.size();) {

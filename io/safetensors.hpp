@@ -51,6 +51,7 @@ class Checkpoint {
   public:
     explicit Checkpoint(std::filesystem::path const& folder);
 
+    std::filesystem::path const& folder() const { return folder_; }
     /// nullptr when absent.
     TensorEntry const* find(std::string const& name) const;
     std::vector<std::string> names() const;

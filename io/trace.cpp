@@ -69,8 +69,9 @@ void describe(H5File& file, RankFileInfo const& info) {
     file.attribute("/", "epoch_unix_ns", info.epoch_unix_ns);
 }
 
-void create_datasets(H5File& file, std::vector<ShardSpec> const& shards) {
-    file.create_table("/events", event_columns(), "ns (t0_ns, dur_ns), byte (bytes)");
+void create_datasets(H5File& file, std::vector<ShardSpec> const& shards,
+                     std::vector<ShardIndex> const& indices) {
+    file.create_table("/events", event_columns(), event_units);
     file.attribute("/events", "kinds", std::string("0 step,1 pass,2 compute,3 comm,4 wait"));
     file.create_table("/steps", step_columns(), "ns (t0_ns, dur_ns)");
     file.create_string_table("/names", name_width);
@@ -78,6 +79,10 @@ void create_datasets(H5File& file, std::vector<ShardSpec> const& shards) {
         std::vector<float> const unwritten(static_cast<std::size_t>(shard.rows),
                                            std::numeric_limits<float>::quiet_NaN());
         file.write("/tensors/" + shard.path, unwritten, {shard.rows}, shard.units);
+    }
+    for (ShardIndex const& index : indices) {
+        file.write("/tensors/" + index.path, std::span<std::int64_t const>(index.rows),
+                   {static_cast<std::int64_t>(index.rows.size())}, "1");
     }
 }
 
@@ -136,7 +141,7 @@ Span::~Span() {
 }
 
 Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
-             std::vector<ShardSpec> const& shards)
+             std::vector<ShardSpec> const& shards, std::vector<ShardIndex> const& indices)
     : info_(info) {
     std::filesystem::path const path = output / rank_file_name(info.rank);
     std::error_code error;  // the ranks of a folder race for it; only its existence counts
@@ -145,7 +150,7 @@ Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
             "{}: cannot make this folder: {}", path.parent_path().string(), error.message());
     file_ = std::make_unique<H5File>(H5File::create_swmr(path));
     describe(*file_, info);
-    create_datasets(*file_, shards);
+    create_datasets(*file_, shards, indices);
     file_->start_swmr();
 }
 

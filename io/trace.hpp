@@ -47,6 +47,12 @@ struct ShardSpec {
     std::string units;
 };
 
+/// Where the rows of a variant's shards belong in the gathered arrays; known before the first step.
+struct ShardIndex {
+    std::string path;
+    std::vector<std::int64_t> rows;
+};
+
 class Trace;
 
 /// Ends its span when destroyed.
@@ -72,7 +78,7 @@ class Trace final : public CommObserver {
     /// Without a file: spans are kept for the summary only.
     Trace() = default;
     Trace(std::filesystem::path const& output, RankFileInfo const& info,
-          std::vector<ShardSpec> const& shards);
+          std::vector<ShardSpec> const& shards, std::vector<ShardIndex> const& indices);
 
     Span span(SpanKind kind, std::string_view name) { return {this, kind, name}; }
     void on_comm(CommRecord const& record) override;
@@ -109,6 +115,7 @@ class Trace final : public CommObserver {
 
 /// Columns of /events and /steps, as H5File wants them.
 std::vector<H5Column> event_columns();
+inline constexpr char const* event_units = "ns (t0_ns, dur_ns), byte (bytes)";
 std::vector<H5Column> step_columns();
 /// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
 std::string rank_file_name(int rank);

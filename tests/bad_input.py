@@ -71,7 +71,7 @@ def wait_for(condition, process, what):
 
 def test_a_folder_in_use_is_refused_and_its_run_goes_on(program):
     output = program.path()
-    first = program.start(program.line(["run", *smoke(output, "--blocks", "25")]))
+    first = program.start(program.line(["run", *smoke(output, "--blocks", "150")]))
     wait_for((output / ".lock").exists, first, "lock")
     for more in ([], ["--force"]):
         second = program.run(*smoke(output, *more))

@@ -49,7 +49,7 @@ def main(path, steps):
         assert (listed["name"] < len(names)).all() and (table["variant"] < len(names)).all()
         for name in file.get("tensors", {}):
             file["tensors"].visititems(
-                lambda key, item: isinstance(item, h5py.Group) or item.dtype == np.float32 or sys.exit(key))
+                lambda key, item: isinstance(item, h5py.Group) or item.dtype in (np.float32, np.int64) or sys.exit(key))
 
 
 if __name__ == "__main__":

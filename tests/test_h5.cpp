@@ -209,7 +209,7 @@ BOOST_AUTO_TEST_CASE(a_virtual_table_shows_every_source_and_marks_missing_rows) 
     }
     {
         H5File out = H5File::create(folder.path / "run.h5");
-        out.write_virtual_table("/events", row_columns, files, "/events", counts);
+        out.write_virtual_table("/events", row_columns, files, "/events", counts, "ns");
         out.close();
     }
     fs::rename(folder.path, folder.path.string() + "_moved");  // the sources are named relatively
@@ -228,7 +228,7 @@ BOOST_AUTO_TEST_CASE(a_virtual_table_shows_every_source_and_marks_missing_rows) 
     fs::remove(folder.path / files[2]);  // a lost rank is marked, not an error
     check_same(steps(), {0, 1, none, none, none, none, none, none, none});
     H5File out = H5File::create(folder.path / "empty.h5");
-    out.write_virtual_table("/events", row_columns, files, "/events", {0, 0, 0});
+    out.write_virtual_table("/events", row_columns, files, "/events", {0, 0, 0}, "ns");
     check_same(out.dims("/events"), {3, 1});  // one column of fill records
     BOOST_TEST(rows_of(out.read_records("/events", row_columns)).at(2).step == none);
 }

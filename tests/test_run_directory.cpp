@@ -1,7 +1,9 @@
 #define BOOST_TEST_MODULE run_directory
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
+#include <csignal>
 #include <fstream>
 #include <optional>
 
@@ -59,15 +61,26 @@ BOOST_AUTO_TEST_CASE(a_second_run_is_refused_while_the_first_holds_the_lock) {
     BOOST_TEST(!refused(folder.path, false));
 }
 
-BOOST_AUTO_TEST_CASE(a_lock_of_an_ended_process_is_taken_over_but_not_that_of_another_host) {
+BOOST_AUTO_TEST_CASE(the_lock_file_of_an_ended_process_does_not_hold_the_folder) {
     Folder const folder;
     fs::create_directories(folder.path);
-    char host[256] = {};
-    gethostname(host, sizeof host - 1);
-    std::ofstream(folder.path / ".lock") << host << " 4194999\n";
+    std::ofstream(folder.path / ".lock") << "any-host 4194999\n";
     BOOST_TEST(!refused(folder.path, false));
-    std::ofstream(folder.path / ".lock") << "another-host 4194999\n";
-    BOOST_TEST(refused(folder.path, false));
+    BOOST_TEST(!fs::exists(folder.path / ".lock"));
+}
+
+BOOST_AUTO_TEST_CASE(a_killed_process_that_nobody_collected_does_not_hold_the_folder) {
+    Folder const folder;
+    pid_t const child = fork();
+    if (child == 0) {
+        RunDirectory const claim(folder.path, false);
+        raise(SIGKILL);
+    }
+    siginfo_t info{};
+    BOOST_REQUIRE(waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) == 0);
+    BOOST_TEST(fs::exists(folder.path / ".lock"));
+    BOOST_TEST(!refused(folder.path, false));  // the child is a zombie
+    BOOST_TEST(waitpid(child, nullptr, 0) == child);
 }
 
 BOOST_AUTO_TEST_CASE(free_bytes_looks_at_the_nearest_existing_parent) {

@@ -175,7 +175,8 @@ BOOST_AUTO_TEST_CASE(the_rank_file_holds_events_names_steps_and_shards) {
     RankFileInfo const info = info_of(258);
     {
         Trace trace(folder.path, info,
-                    {{"cp2/log_probs", 3, "nat"}, {"cp2/entropy", 2, "nat"}, {"cp1/none", 0, "1"}});
+                    {{"cp2/log_probs", 3, "nat"}, {"cp2/entropy", 2, "nat"}, {"cp1/none", 0, "1"}},
+                    {{"cp2/response_index", {0, 1, 16777217}}});
         one_step(trace, "cp1");
         one_step(trace, "cp2");
         trace.write_shard("cp2/log_probs", std::vector<float>{-1, -2, -3});
@@ -207,6 +208,8 @@ BOOST_AUTO_TEST_CASE(the_rank_file_holds_events_names_steps_and_shards) {
     std::vector<float> const unwritten = in.read_f32("/tensors/cp2/entropy");
     BOOST_REQUIRE_EQUAL(unwritten.size(), 2U);
     BOOST_TEST((std::isnan(unwritten[0]) && std::isnan(unwritten[1])));
+    BOOST_TEST(in.read_i64("/tensors/cp2/response_index") ==
+               (std::vector<std::int64_t>{0, 1, 16777217}));  // float would lose the last one
     BOOST_TEST(in.read_f32("/tensors/cp1/none").empty());
     read_with_h5py(path, 2);
 }
@@ -215,7 +218,7 @@ BOOST_AUTO_TEST_CASE(a_kill_in_the_fourth_step_leaves_three_whole_steps) {
     Folder const folder;
     ::pid_t const child = ::fork();
     if (child == 0) {
-        Trace trace(folder.path, info_of(0), {{"cp1/log_probs", 100, "nat"}});
+        Trace trace(folder.path, info_of(0), {{"cp1/log_probs", 100, "nat"}}, {});
         for (int step = 0; step < 3; ++step) {
             one_step(trace, "cp1");
         }
@@ -243,7 +246,7 @@ BOOST_AUTO_TEST_CASE(a_kill_at_any_moment_leaves_every_listed_step_whole) {
         BOOST_REQUIRE(::pipe(ready) == 0);
         ::pid_t const child = ::fork();
         if (child == 0) {
-            Trace trace(folder.path, info_of(0), {});
+            Trace trace(folder.path, info_of(0), {}, {});
             one_step(trace, "cp1");
             ::close(ready[1]);
             for (;;) {
@@ -271,6 +274,6 @@ BOOST_AUTO_TEST_CASE(a_kill_at_any_moment_leaves_every_listed_step_whole) {
 }
 
 BOOST_AUTO_TEST_CASE(a_folder_that_cannot_be_made_is_an_output_error) {
-    BOOST_CHECK_EXCEPTION(Trace("/dev/null/run", info_of(0), {}), Error,
+    BOOST_CHECK_EXCEPTION(Trace("/dev/null/run", info_of(0), {}, {}), Error,
                           [](Error const& error) { return error.code() == ExitCode::output; });
 }
