@@ -1,4 +1,5 @@
-// The ring as data: which block is at hand at each step and which segments are computed. Pure functions.
+// The ring as data: which block is at hand at each step and which segments are computed. Pure
+// functions.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,8 @@ struct RingPlan {
     std::vector<RingStep> steps;           ///< N steps; step 0 is the rank's own block
 };
 
-/// `lengths`: T of each packed sequence, in stream order. Local streams hold each sequence's owned ranges
-/// one after another (layout.hpp).
+/// `lengths`: T of each packed sequence, in stream order. Local streams hold each sequence's owned
+/// ranges one after another (layout.hpp).
 RingPlan make_ring_plan(std::span<std::int64_t const> lengths, int cp_size, int cp_rank);
 
 }  // namespace cpstep

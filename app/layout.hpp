@@ -15,9 +15,9 @@ struct PositionRange {
     friend bool operator==(PositionRange const&, PositionRange const&) = default;
 };
 
-/// Zigzag: with q = ceil(T / 2N), chunk k is [kq, (k+1)q) cut at T (never padded, possibly empty); rank r
-/// owns chunks r and 2N-1-r, in this order, so that causal areas are equal on all ranks when 2N divides T.
-/// (Megatron/TE "dual chunk swap".)
+/// Zigzag: with q = ceil(T / 2N), chunk k is [kq, (k+1)q) cut at T (never padded, possibly empty);
+/// rank r owns chunks r and 2N-1-r, in this order, so that causal areas are equal on all ranks when
+/// 2N divides T. (Megatron/TE "dual chunk swap".)
 std::vector<PositionRange> owned_ranges(std::int64_t length, int cp_size, int cp_rank);
 
 /// Number of rows rank r owns of a sequence.

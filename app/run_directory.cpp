@@ -47,8 +47,8 @@ Owner read_owner(fs::path const& lock) {
 
 /// The name still leads to the open file: the run that held it may have removed it meanwhile.
 bool is_current(int file, fs::path const& lock) {
-    struct stat open_file {};
-    struct stat named {};
+    struct stat open_file{};
+    struct stat named{};
     return fstat(file, &open_file) == 0 && stat(lock.c_str(), &named) == 0 &&
            open_file.st_ino == named.st_ino && open_file.st_dev == named.st_dev;
 }

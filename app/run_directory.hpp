@@ -9,9 +9,9 @@
 namespace cpstep {
 
 /// Claims DIR for this process (root only). Error(usage) when it holds a finished run (run.h5) and
-/// `force` is off, or when a live process holds the lock on DIR/.lock (its text: host, pid); that of
-/// an ended process is free. Error(environment) when DIR cannot be written. With `force` the
-/// old run's files are removed.
+/// `force` is off, or when a live process holds the lock on DIR/.lock (its text: host, pid); that
+/// of an ended process is free. Error(environment) when DIR cannot be written. With `force` the old
+/// run's files are removed.
 class RunDirectory {
   public:
     RunDirectory(std::filesystem::path folder, bool force);

@@ -56,8 +56,7 @@ void write_topology(H5File& file, RunFileContent const& content) {
     file.write("/topology/local_rank", std::span<std::int64_t const>(local_ranks),
                {length_of(local_ranks)}, "1");
     file.write("/event_count", std::span<std::int64_t const>(events), {length_of(events)}, "1");
-    file.write_virtual_table("/events", event_columns(), files, "/events", events,
-                             event_units);
+    file.write_virtual_table("/events", event_columns(), files, "/events", events, event_units);
     file.attribute("/clock", "clock", std::string("CLOCK_MONOTONIC"));
     file.attribute("/clock", "epoch_unix_ns", content.epoch_unix_ns);
 }

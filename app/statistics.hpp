@@ -20,7 +20,8 @@ struct RatioEstimate {
     std::int64_t blocks = 0;
 };
 
-/// `log_ratios`: one per ABBA block, log(mean T_variant / mean T_base). 10 000 resamples from `seed`.
+/// `log_ratios`: one per ABBA block, log(mean T_variant / mean T_base). 10 000 resamples from
+/// `seed`.
 RatioEstimate bootstrap_ratio(std::span<double const> log_ratios, std::uint64_t seed);
 
 /// pass: high <= gate; fail: low > gate; inconclusive otherwise.

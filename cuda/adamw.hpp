@@ -8,7 +8,8 @@
 
 namespace cpstep {
 
-/// Elements [begin, end) of the arena; decay: weight decay applies (tensors with more than one dimension).
+/// Elements [begin, end) of the arena; decay: weight decay applies (tensors with more than one
+/// dimension).
 struct ParameterRange {
     std::int64_t begin = 0;
     std::int64_t end = 0;
@@ -21,7 +22,7 @@ struct AdamWOptions {
     double beta2 = 0.999;
     double eps = 1e-8;
     double weight_decay = 0.01;
-    std::int64_t step = 1;     ///< 1 for the first update: bias correction 1 - beta^step
+    std::int64_t step = 1;      ///< 1 for the first update: bias correction 1 - beta^step
     double gradient_scale = 1;  ///< the global-norm clip factor, applied to g first
 };
 
@@ -29,8 +30,8 @@ struct AdamWOptions {
 /// w,m,v,g (N,1).   Loshchilov & Hutter 2019, decay taken from the old w. One rounding of
 /// w: the factor 1 - lr decay, which float cannot hold for lr decay < 2^-24, is never formed.
 template <class T>
-void adamw(Matrix<T> w, Matrix<T> m, Matrix<T> v, Matrix<T> g, std::span<ParameterRange const> ranges,
-           AdamWOptions const& options);
+void adamw(Matrix<T> w, Matrix<T> m, Matrix<T> v, Matrix<T> g,
+           std::span<ParameterRange const> ranges, AdamWOptions const& options);
 
 /// sum of squares in double, in a fixed order for a given size whatever the thread count.
 template <class T>

@@ -48,10 +48,10 @@ template <class T>
 void attention_forward(Matrix<T> o, Matrix<T> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v,
                        HeadShape shape, std::span<Segment const> segments, Accumulate mode);
 
-/// Adds this list's share to dq, dk, dv, exact for any subset of keys when o and lse are the final ones:
-/// p_ij = exp(s_ij - lse_i), delta_i = do_i . o_i, ds_ij = p_ij (do_i . v_j - delta_i) / sqrt(D),
-/// dq_i += sum_j ds_ij k_j, dk_j += sum_i ds_ij q_i, dv_j += sum_i p_ij do_i.
-/// Shapes as forward; dq like q, dk and dv like k.
+/// Adds this list's share to dq, dk, dv, exact for any subset of keys when o and lse are the final
+/// ones: p_ij = exp(s_ij - lse_i), delta_i = do_i . o_i, ds_ij = p_ij (do_i . v_j - delta_i) /
+/// sqrt(D), dq_i += sum_j ds_ij k_j, dk_j += sum_i ds_ij q_i, dv_j += sum_i p_ij do_i. Shapes as
+/// forward; dq like q, dk and dv like k.
 template <class T>
 void attention_backward(Matrix<T> dq, Matrix<T> dk, Matrix<T> dv, Matrix<T> q, Matrix<T> k,
                         Matrix<T> v, Matrix<T> o, Matrix<T> d_o, Matrix<T> lse, HeadShape shape,

@@ -54,19 +54,23 @@ class Backend {
     /// One line for reports: processor, threads or device, libraries.
     virtual std::string description() const = 0;
 
-    virtual void* allocate(std::size_t bytes) = 0;  ///< throws Error(input_data) when memory is short
+    virtual void* allocate(
+        std::size_t bytes) = 0;  ///< throws Error(input_data) when memory is short
     virtual void release(void* pointer) noexcept = 0;
-    virtual void upload(Tensor dst, void const* src) = 0;   ///< src is contiguous host memory
-    virtual void download(void* dst, Tensor src) = 0;       ///< waits for all work queued before
-    virtual void copy(Tensor dst, Tensor src) = 0;          ///< equal shapes, strides may differ
+    virtual void upload(Tensor dst, void const* src) = 0;  ///< src is contiguous host memory
+    virtual void download(void* dst, Tensor src) = 0;      ///< waits for all work queued before
+    virtual void copy(Tensor dst, Tensor src) = 0;         ///< equal shapes, strides may differ
     virtual void zero(Tensor dst) = 0;
-    virtual void add(Tensor dst, Tensor src) = 0;           ///< dst += src, f32, equal shapes, strides may differ
+    virtual void add(Tensor dst,
+                     Tensor src) = 0;  ///< dst += src, f32, equal shapes, strides may differ
     virtual void synchronize() = 0;
 
     virtual void embedding_forward(Tensor x, Tensor table, Tensor ids) = 0;
     virtual void embedding_backward(Tensor dtable, Tensor dx, Tensor ids) = 0;
-    virtual void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor delta, Tensor w, double eps) = 0;
-    virtual void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor rstd) = 0;
+    virtual void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor delta, Tensor w,
+                                 double eps) = 0;
+    virtual void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
+                                  Tensor rstd) = 0;
     virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
     virtual void linear_backward(Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x, Tensor w,
                                  bool add_dx) = 0;
@@ -77,14 +81,15 @@ class Backend {
     virtual void gather_rows(Tensor dst, Tensor src, Tensor index) = 0;
     virtual void scatter_add_rows(Tensor dst, Tensor src, Tensor index) = 0;
 
-    virtual void attention_forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, HeadShape shape,
-                                   std::span<Segment const> segments, Accumulate mode) = 0;
+    virtual void attention_forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v,
+                                   HeadShape shape, std::span<Segment const> segments,
+                                   Accumulate mode) = 0;
     virtual void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor k, Tensor v,
                                     Tensor o, Tensor d_o, Tensor lse, HeadShape shape,
                                     std::span<Segment const> segments) = 0;
 
-    virtual void lm_head_forward(Tensor log_prob, Tensor entropy, Tensor lse, Tensor logits, Tensor x,
-                                 Tensor w, Tensor targets) = 0;
+    virtual void lm_head_forward(Tensor log_prob, Tensor entropy, Tensor lse, Tensor logits,
+                                 Tensor x, Tensor w, Tensor targets) = 0;
     virtual void lm_head_backward(Tensor dx, Tensor dw, Tensor d_log_prob, Tensor d_entropy,
                                   Tensor logits, Tensor x, Tensor w, Tensor targets, Tensor lse,
                                   Tensor entropy) = 0;
@@ -93,12 +98,12 @@ class Backend {
                                      Tensor mask_sum, Tensor mask, Tensor sample) = 0;
     virtual void policy_loss(Tensor d_log_probs, Tensor d_entropy, Tensor d_seq_kl, Tensor metrics,
                              PolicyTensors const& rows, PolicyLossOptions const& options) = 0;
-    virtual void sequence_kl_backward(Tensor d_log_probs, Tensor d_seq_kl, Tensor mask_sum, Tensor mask,
-                                      Tensor sample) = 0;
+    virtual void sequence_kl_backward(Tensor d_log_probs, Tensor d_seq_kl, Tensor mask_sum,
+                                      Tensor mask, Tensor sample) = 0;
 
     virtual double squared_norm(Tensor x) = 0;
-    virtual void adamw(Tensor w, Tensor m, Tensor v, Tensor g, std::span<ParameterRange const> ranges,
-                       AdamWOptions const& options) = 0;
+    virtual void adamw(Tensor w, Tensor m, Tensor v, Tensor g,
+                       std::span<ParameterRange const> ranges, AdamWOptions const& options) = 0;
 };
 
 /// The processor every machine has. threads: for loops and matrix products, at least 1.

@@ -35,10 +35,10 @@ template <class T>
 struct PolicyRows {
     Matrix<T> log_probs, old_log_probs, ref_log_probs, rollout_log_probs, entropy;
     Matrix<T> advantages;
-    Matrix<std::int32_t> mask;    ///< 1: the token counts
+    Matrix<std::int32_t> mask;  ///< 1: the token counts
     Matrix<std::int32_t> sample;
-    Matrix<T> seq_kl;             ///< (n,1) global k_j
-    Matrix<T> weight;             ///< (n,1) red(): 1/(B max(M_j,1)), or 1/sum_j max(M_j,1)
+    Matrix<T> seq_kl;  ///< (n,1) global k_j
+    Matrix<T> weight;  ///< (n,1) red(): 1/(B max(M_j,1)), or 1/sum_j max(M_j,1)
 };
 
 /// Order of the partial metric sums; each is sum over local rows of weight * value.
@@ -53,11 +53,12 @@ enum Metric : std::uint8_t {
     metric_count
 };
 
-/// partial_j += sum over local rows of sample j of m_t (old_t - new_t) / max(M_j,1): this rank's share of k_j.
-/// partial (n,1)  mask_sum (n,1) = max(M_j,1) over the whole response
+/// partial_j += sum over local rows of sample j of m_t (old_t - new_t) / max(M_j,1): this rank's
+/// share of k_j. partial (n,1)  mask_sum (n,1) = max(M_j,1) over the whole response
 template <class T>
 void sequence_kl_partial(Matrix<T> partial, Matrix<T> log_probs, Matrix<T> old_log_probs,
-                         Matrix<T> mask_sum, Matrix<std::int32_t> mask, Matrix<std::int32_t> sample);
+                         Matrix<T> mask_sum, Matrix<std::int32_t> mask,
+                         Matrix<std::int32_t> sample);
 
 /// Per row, with k = k_j for gspo and old - new else, rho = exp(-k), clip to [1-eps, 1+eps_high]:
 ///   l1 = -rho A, l2 = -clip(rho) A, pg = max(l1, l2); dual clip for A < 0: pg = min(pg, -c A);
@@ -67,14 +68,16 @@ void sequence_kl_partial(Matrix<T> partial, Matrix<T> log_probs, Matrix<T> old_l
 ///   unbiased: times exp(new - old) before the clamp.
 /// loss = sum weight m (pg - entropy_coef H + kl_loss_coef kl).
 /// Writes d_log_probs, d_entropy (R,1) without the path through k_j, adds dL/dk_j of local rows to
-/// d_seq_kl (n,1), and adds to `metrics` (metric_count,1). Masked rows are selected away, never multiplied.
-/// pg_clipfrac counts l2 > l1 (cispo: rho outside the band, whatever the sign of A); opsm_clipfrac counts every response row of a hit sample, masked ones too.
+/// d_seq_kl (n,1), and adds to `metrics` (metric_count,1). Masked rows are selected away, never
+/// multiplied. pg_clipfrac counts l2 > l1 (cispo: rho outside the band, whatever the sign of A);
+/// opsm_clipfrac counts every response row of a hit sample, masked ones too.
 template <class T>
 void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl, Matrix<T> metrics,
                  PolicyRows<T> const& rows, PolicyLossOptions const& options);
 
 /// The path through k_j = sum_t m_t (old_t - new_t) / max(M_j,1):
-/// d_log_probs_t -= m_t d_seq_kl_j / max(M_j,1).   d_seq_kl (n,1) global, mask_sum (n,1) = max(M_j,1).
+/// d_log_probs_t -= m_t d_seq_kl_j / max(M_j,1).   d_seq_kl (n,1) global, mask_sum (n,1) =
+/// max(M_j,1).
 template <class T>
 void sequence_kl_backward(Matrix<T> d_log_probs, Matrix<T> d_seq_kl, Matrix<T> mask_sum,
                           Matrix<std::int32_t> mask, Matrix<std::int32_t> sample);

@@ -23,7 +23,9 @@ struct dtype_of<std::int32_t> {
 };
 
 /// Bytes of one element.
-constexpr std::size_t element_bytes(DType) { return 4; }
+constexpr std::size_t element_bytes(DType) {
+    return 4;
+}
 
 /// A typed view of `rows` x `cols` elements, row i at data + i*stride. Never owns.
 template <class T>
@@ -49,10 +51,14 @@ struct Tensor {
     bool absent() const { return data == nullptr; }
     bool contiguous() const { return stride == cols || rows <= 1; }
     std::int64_t elements() const { return rows * cols; }
-    std::size_t bytes() const { return static_cast<std::size_t>(elements()) * element_bytes(dtype); }
+    std::size_t bytes() const {
+        return static_cast<std::size_t>(elements()) * element_bytes(dtype);
+    }
 
     /// Columns [begin, begin + count) of every row.
-    Tensor columns(std::int64_t begin, std::int64_t count) const { return slice(0, rows, begin, count); }
+    Tensor columns(std::int64_t begin, std::int64_t count) const {
+        return slice(0, rows, begin, count);
+    }
     /// Rows [begin, begin + count).
     Tensor row_range(std::int64_t begin, std::int64_t count) const {
         return slice(begin, count, 0, cols);
@@ -67,7 +73,8 @@ struct Tensor {
     }
 
   private:
-    Tensor slice(std::int64_t row, std::int64_t n_rows, std::int64_t col, std::int64_t n_cols) const {
+    Tensor slice(std::int64_t row, std::int64_t n_rows, std::int64_t col,
+                 std::int64_t n_cols) const {
         require(row >= 0 && n_rows >= 0 && row + n_rows <= rows && col >= 0 && n_cols >= 0 &&
                     col + n_cols <= cols,
                 ExitCode::internal, "tensor slice out of range");

@@ -21,14 +21,14 @@ struct H5Column {
     Type type;
 };
 
-/// An open HDF5 file. Paths are absolute ("/a/b"); missing groups are made. Every dataset is chunked with
-/// fletcher32. Each failure is an Error with the library's own reason: input_data when reading,
-/// output when writing (with free bytes when the disk is full).
+/// An open HDF5 file. Paths are absolute ("/a/b"); missing groups are made. Every dataset is
+/// chunked with fletcher32. Each failure is an Error with the library's own reason: input_data when
+/// reading, output when writing (with free bytes when the disk is full).
 class H5File {
   public:
-    static H5File open(std::filesystem::path const& file);        ///< read only; also of a crashed writer
-    static H5File create(std::filesystem::path const& file);      ///< truncates
-    static H5File create_swmr(std::filesystem::path const& file); ///< libver V110, see start_swmr
+    static H5File open(std::filesystem::path const& file);  ///< read only; also of a crashed writer
+    static H5File create(std::filesystem::path const& file);       ///< truncates
+    static H5File create_swmr(std::filesystem::path const& file);  ///< libver V110, see start_swmr
     H5File(H5File&&) noexcept;
     H5File& operator=(H5File&&) noexcept;
     H5File(H5File const&) = delete;
@@ -36,8 +36,8 @@ class H5File {
     ~H5File();
 
     // Writing. `units` is stored as the attribute "units" of the dataset.
-    void write(std::string const& path, std::span<float const> data, std::vector<std::int64_t> const& dims,
-               std::string const& units);
+    void write(std::string const& path, std::span<float const> data,
+               std::vector<std::int64_t> const& dims, std::string const& units);
     void write(std::string const& path, std::span<double const> data,
                std::vector<std::int64_t> const& dims, std::string const& units);
     void write(std::string const& path, std::span<std::int64_t const> data,
@@ -52,13 +52,15 @@ class H5File {
     /// On a group or dataset; the group is made if missing. "/" is the root.
     void attribute(std::string const& path, std::string const& name, H5Value const& value);
 
-    /// An extensible table of packed records (no padding between columns), and of fixed-length strings.
+    /// An extensible table of packed records (no padding between columns), and of fixed-length
+    /// strings.
     void create_table(std::string const& path, std::vector<H5Column> const& columns,
                       std::string const& units);
     void append_records(std::string const& path, void const* records, std::int64_t count);
     void create_string_table(std::string const& path, std::int64_t width);
     void append_strings(std::string const& path, std::span<std::string const> rows);
-    /// A virtual dataset [source, row] over the tables `path` of files (paths relative to this file).
+    /// A virtual dataset [source, row] over the tables `path` of files (paths relative to this
+    /// file).
     void write_virtual_table(std::string const& path, std::vector<H5Column> const& columns,
                              std::vector<std::string> const& files, std::string const& source_path,
                              std::vector<std::int64_t> const& counts, std::string const& units);
@@ -67,7 +69,7 @@ class H5File {
     /// All of an existing f32 dataset.
     void overwrite(std::string const& path, std::span<float const> data);
     void flush();
-    void close();       ///< errors are reported here; the destructor is silent
+    void close();  ///< errors are reported here; the destructor is silent
 
     // Reading.
     bool exists(std::string const& path) const;
@@ -79,7 +81,8 @@ class H5File {
     std::vector<std::uint8_t> read_u8(std::string const& path) const;
     std::vector<std::string> read_strings(std::string const& path) const;
     H5Value read_attribute(std::string const& path, std::string const& name) const;
-    std::vector<std::byte> read_records(std::string const& path, std::vector<H5Column> const& columns) const;
+    std::vector<std::byte> read_records(std::string const& path,
+                                        std::vector<H5Column> const& columns) const;
 
   private:
     struct Impl;

@@ -56,11 +56,11 @@ void require_shape(Rollout const& r, std::string const& where) {
     require_size(where, "groups", r.groups.size(), n, given);
 }
 
-void require_finite(std::string const& where, std::string_view name,
-                    std::span<float const> values, std::int64_t sample) {
+void require_finite(std::string const& where, std::string_view name, std::span<float const> values,
+                    std::int64_t sample) {
     for (std::size_t i = 0; i < values.size(); ++i) {
-        require(std::isfinite(values[i]), ExitCode::input_data, "{}: {}: sample {}: {} at {}", where,
-                name, sample, values[i], i);
+        require(std::isfinite(values[i]), ExitCode::input_data, "{}: {}: sample {}: {} at {}",
+                where, name, sample, values[i], i);
     }
 }
 
@@ -89,8 +89,8 @@ void require_sample(Rollout const& r, std::int64_t j, std::int64_t vocab_size,
     std::int64_t const begin = r.response_offsets[j];
     std::int64_t const end = r.response_offsets[j + 1];
     for (std::uint8_t const mask : part(r.loss_mask, begin, end)) {
-        require(mask <= 1, ExitCode::input_data,
-                "{}: loss_mask: sample {}: {} is neither 0 nor 1", where, j, mask);
+        require(mask <= 1, ExitCode::input_data, "{}: loss_mask: sample {}: {} is neither 0 nor 1",
+                where, j, mask);
     }
     require_finite(where, "old_log_probs", part(r.old_log_probs, begin, end), j);
     require_finite(where, "ref_log_probs", part(r.ref_log_probs, begin, end), j);

@@ -79,7 +79,8 @@ void read_at(FileDescriptor const& file, std::filesystem::path const& path, std:
 }
 
 /// The header text: 8 bytes of little-endian length, then that many bytes of JSON.
-std::string read_header(FileDescriptor const& file, std::filesystem::path const& path, std::uint64_t size) {
+std::string read_header(FileDescriptor const& file, std::filesystem::path const& path,
+                        std::uint64_t size) {
     require(size >= 8, ExitCode::input_data,
             "{}: {} bytes, shorter than the 8-byte header length of a safetensors file",
             path.string(), size);

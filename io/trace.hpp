@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
-#include <memory>
 #include <filesystem>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/h5.hpp"
@@ -21,12 +21,12 @@ enum class SpanKind : std::uint16_t { step = 0, pass = 1, compute = 2, comm = 3,
 struct Event {
     std::uint32_t step = 0;
     SpanKind kind = SpanKind::compute;
-    std::int16_t stream = 0;   ///< 0 compute, 1 communication
+    std::int16_t stream = 0;  ///< 0 compute, 1 communication
     std::int64_t t0_ns = 0;
     std::int64_t dur_ns = 0;
     std::uint64_t bytes = 0;
     std::int32_t peer = -1;
-    std::uint32_t name = 0;    ///< row of /names
+    std::uint32_t name = 0;  ///< row of /names
 };
 #pragma pack(pop)
 
@@ -40,9 +40,10 @@ struct RankFileInfo {
     std::int64_t epoch_unix_ns = 0;  ///< the same moment in Unix time
 };
 
-/// A dataset of /tensors, sized before the first step (SWMR allows no new objects) and filled later.
+/// A dataset of /tensors, sized before the first step (SWMR allows no new objects) and filled
+/// later.
 struct ShardSpec {
-    std::string path;    ///< below /tensors, e.g. "cp2/log_probs"
+    std::string path;  ///< below /tensors, e.g. "cp2/log_probs"
     std::int64_t rows = 0;
     std::string units;
 };
@@ -70,9 +71,10 @@ class Span {
     std::int64_t begin_ns_ = 0;
 };
 
-/// Collects spans and communication records of one rank. A communication call gives two events: comm on
-/// stream 1 (posted to done) and wait on stream 0 (time the rank stood waiting).
-/// DIR/ranks/000/rank00000.h5: /events /names /steps /tensors, SWMR, flushed per step: readable after kill -9.
+/// Collects spans and communication records of one rank. A communication call gives two events:
+/// comm on stream 1 (posted to done) and wait on stream 0 (time the rank stood waiting).
+/// DIR/ranks/000/rank00000.h5: /events /names /steps /tensors, SWMR, flushed per step: readable
+/// after kill -9.
 class Trace final : public CommObserver {
   public:
     /// Without a file: spans are kept for the summary only.
@@ -120,7 +122,8 @@ std::vector<H5Column> step_columns();
 /// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
 std::string rank_file_name(int rank);
 
-/// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one step.
+/// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one
+/// step.
 std::int64_t exposed_comm_ns(std::vector<Event> const& events);
 
 }  // namespace cpstep

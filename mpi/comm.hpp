@@ -15,10 +15,10 @@ struct CommRecord {
     std::string_view label;
     std::string_view op;
     int group_size = 0;
-    int peer = -1;                ///< world rank sent to; -1 for a collective
-    std::int64_t bytes = 0;       ///< as in LedgerEntry
-    std::int64_t posted_ns = 0;   ///< steady clock
-    std::int64_t waited_ns = 0;   ///< when the wait began
+    int peer = -1;               ///< world rank sent to; -1 for a collective
+    std::int64_t bytes = 0;      ///< as in LedgerEntry
+    std::int64_t posted_ns = 0;  ///< steady clock
+    std::int64_t waited_ns = 0;  ///< when the wait began
     std::int64_t done_ns = 0;
 };
 
@@ -32,9 +32,9 @@ class CommObserver {
     virtual void on_comm(CommRecord const& record) = 0;
 };
 
-/// Public calls record (ledger, observer), then do the work in the virtual ones. A group of one does
-/// nothing and records nothing. Every wait has a deadline and throws Error(communication) past it,
-/// naming label, op, peer and group.
+/// Public calls record (ledger, observer), then do the work in the virtual ones. A group of one
+/// does nothing and records nothing. Every wait has a deadline and throws Error(communication) past
+/// it, naming label, op, peer and group.
 class Comm {
   public:
     Comm(int rank, int size) : rank_(rank), size_(size) {}
@@ -48,9 +48,10 @@ class Comm {
     /// In place elementwise sum over the group; f32, contiguous.
     void all_reduce_sum(std::string_view label, Tensor data);
 
-    /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`; contiguous,
-    /// sizes of sender and receiver agree, empty tensors are sent too. Buffers stay untouched until
-    /// end_exchange(ticket). Several exchanges may be open; all ranks open them in the same order.
+    /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`;
+    /// contiguous, sizes of sender and receiver agree, empty tensors are sent too. Buffers stay
+    /// untouched until end_exchange(ticket). Several exchanges may be open; all ranks open them in
+    /// the same order.
     int begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from);
     void end_exchange(int ticket);
 
@@ -60,7 +61,8 @@ class Comm {
 
   private:
     virtual void do_all_reduce_sum(std::string_view label, Tensor data) = 0;
-    virtual int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from) = 0;
+    virtual int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
+                                  int from) = 0;
     virtual void do_end_exchange(int ticket) = 0;
     virtual int world_rank_of(int group_rank) const = 0;
 

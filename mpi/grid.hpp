@@ -20,8 +20,8 @@ struct GridShape {
     int rank_of(int dp_rank, int cp_rank) const { return dp_rank * cp + cp_rank; }
 };
 
-/// Throws Error(usage) unless cp divides world; the text lists the valid sizes, and for a single rank
-/// the mpirun and srun lines to use.
+/// Throws Error(usage) unless cp divides world; the text lists the valid sizes, and for a single
+/// rank the mpirun and srun lines to use.
 GridShape make_grid_shape(int world, int cp);
 
 /// The communicators of one variant. Collective over the world.

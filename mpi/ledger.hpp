@@ -10,7 +10,7 @@ namespace cpstep {
 /// What one label cost on this rank: `calls` collectives or messages, `bytes` handed to the wire
 /// (all-reduce: size of the reduced array; exchange: bytes sent).
 struct LedgerEntry {
-    std::string op;        ///< "all_reduce", "exchange"
+    std::string op;  ///< "all_reduce", "exchange"
     int group_size = 0;
     std::int64_t calls = 0;
     std::int64_t bytes = 0;

@@ -1,4 +1,5 @@
-// The MPI job: ranks, control messages outside the measured step, and the end of all ranks together.
+// The MPI job: ranks, control messages outside the measured step, and the end of all ranks
+// together.
 #pragma once
 
 #include <chrono>
@@ -13,15 +14,16 @@
 
 namespace cpstep {
 
-/// A failure that every rank knows and throws alike: rank 0 prints it, all finalise and leave with the code.
+/// A failure that every rank knows and throws alike: rank 0 prints it, all finalise and leave with
+/// the code.
 class AgreedError : public Error {
   public:
     using Error::Error;
 };
 
-/// Initialises MPI (FUNNELED, MPI_ERRORS_RETURN) and finalises it when destroyed; the first object of main.
-/// Every wait polls with a deadline and yields the core between polls, so idle ranks do not starve
-/// others on a small machine.
+/// Initialises MPI (FUNNELED, MPI_ERRORS_RETURN) and finalises it when destroyed; the first object
+/// of main. Every wait polls with a deadline and yields the core between polls, so idle ranks do
+/// not starve others on a small machine.
 class World {
   public:
     World(int& argc, char**& argv);
@@ -51,16 +53,16 @@ class World {
     /// Rank 0's string on every rank.
     std::string broadcast(std::string const& text);
 
-    /// Run `work` on every rank; if it throws on any, all ranks throw one AgreedError with the text and code
-    /// of the lowest failing rank, prefixed by "[rank r host] " when size > 1 and not all ranks failed alike.
-    /// For set-up work without communication inside.
+    /// Run `work` on every rank; if it throws on any, all ranks throw one AgreedError with the text
+    /// and code of the lowest failing rank, prefixed by "[rank r host] " when size > 1 and not all
+    /// ranks failed alike. For set-up work without communication inside.
     void collectively(std::function<void()> const& work);
 
     /// Print "cpstep: [rank r/n host] text" and end every rank with the code. Never returns.
     [[noreturn]] void abort(ExitCode code, std::string const& text) noexcept;
 
-    /// A wire over MPI for host memory among `members` (world ranks, in group order); all members call
-    /// it with the same list. Groups of one get the silent wire.
+    /// A wire over MPI for host memory among `members` (world ranks, in group order); all members
+    /// call it with the same list. Groups of one get the silent wire.
     std::unique_ptr<Comm> make_host_comm(std::vector<int> const& members);
 
   private:

@@ -32,7 +32,7 @@ ModelConfig small_config() {
 /// response row, and (index 4) a sample whose tokens are all masked.
 SampleSet edge_samples(bool recorded_old) {
     std::vector<std::pair<std::int64_t, std::int64_t>> const shapes{
-        {29, 17}, {2, 1},  {3, 2},   {70, 1}, {24, 20}, {40, 39},
+        {29, 17}, {2, 1},   {3, 2},  {70, 1}, {24, 20}, {40, 39},
         {11, 4},  {64, 32}, {17, 9}, {5, 1},  {33, 16}, {12, 7}};
     SampleSet set;
     Rollout& rollout = set.rollout;
@@ -103,9 +103,9 @@ struct Bench {
         // The norms stay 1: scores of O(1) are what the parity bounds are derived for.
         for (Parameter const& parameter : layout.parameters) {
             if (!parameter.spec.vector) {
-                auto const part = std::span(weights).subspan(
-                    static_cast<std::size_t>(parameter.offset),
-                    static_cast<std::size_t>(parameter.elements()));
+                auto const part =
+                    std::span(weights).subspan(static_cast<std::size_t>(parameter.offset),
+                                               static_cast<std::size_t>(parameter.elements()));
                 std::ranges::transform(part, part.begin(), [](float w) { return 8 * w; });
             }
         }
