@@ -18,6 +18,7 @@
 #include "app/run_file.hpp"
 #include "app/setup.hpp"
 #include "app/timing.hpp"
+#include "commit.hpp"
 #include "io/atomic_file.hpp"
 
 namespace cpstep {
@@ -292,7 +293,7 @@ ExitCode Run::execute() {
 }  // namespace
 
 std::string version() {
-    return CPSTEP_VERSION;
+    return CPSTEP_VERSION " (git " CPSTEP_COMMIT ")";
 }
 
 ExitCode run_command(World& world, std::vector<std::string> const& arguments) {
