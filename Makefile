@@ -26,6 +26,7 @@ build: build/host/build.ninja ## build the program and its tests into build/host
 
 check: build/host/build.ninja ## format, lint and layer rules; changes nothing
 	jobs/install.sh --check
+	cmake --build --preset host --target cpstep_commit
 	git ls-files '*.cpp' '*.hpp' '*.cu' | xargs -r clang-format-19 --dry-run -Werror
 	run-clang-tidy-19 -quiet -p build/host '/(app|cuda|mpi|io)/[^/]*\.cpp$$' 2>/dev/null
 	tests/layers.sh

@@ -211,16 +211,15 @@ std::string unpad(char const* data, std::size_t width, H5T_str_t padding) {
 std::vector<std::string> read_variable_strings(OpenFile const& file, std::string const& path,
                                                Source const& source, std::size_t count) {
     std::vector<char*> pointers(count, nullptr);
+    void* const block = static_cast<void*>(pointers.data());
     SpaceId const space(check(file, H5Dget_space(source.set.get()), path, "get its extent"));
-    check(file,
-          H5Dread(source.set.get(), source.type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT,
-                  pointers.data()),
+    check(file, H5Dread(source.set.get(), source.type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, block),
           path, "read it");
     std::vector<std::string> texts;
     for (char const* pointer : pointers) {
         texts.emplace_back(pointer == nullptr ? "" : pointer);
     }
-    (void)H5Dvlen_reclaim(source.type.get(), space.get(), H5P_DEFAULT, pointers.data());
+    (void)H5Dvlen_reclaim(source.type.get(), space.get(), H5P_DEFAULT, block);
     return texts;
 }
 
@@ -228,7 +227,7 @@ std::string read_text_attribute(OpenFile const& file, std::string const& what, h
                                 hid_t type) {
     if (check(file, H5Tis_variable_str(type), what, "get its type") > 0) {
         char* text = nullptr;
-        check(file, H5Aread(attribute, type, &text), what, "read it");
+        check(file, H5Aread(attribute, type, static_cast<void*>(&text)), what, "read it");
         std::unique_ptr<char, herr_t (*)(void*)> const owner(
             text, [](void* memory) { return H5free_memory(memory); });
         return text == nullptr ? "" : text;

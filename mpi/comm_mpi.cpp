@@ -27,6 +27,8 @@ class MpiComm final : public Comm {
           comm_(comm),
           members_(members) {}
 
+    MpiComm(MpiComm const&) = delete;
+    MpiComm& operator=(MpiComm const&) = delete;
     /// Freeing is collective, so it is left out where peers may not come along: while an exception
     /// unwinds, and after a call that did not finish.
     ~MpiComm() override {

@@ -207,13 +207,13 @@ std::vector<std::string> World::gather(std::string const& text) {
 }
 
 std::string World::broadcast(std::string const& text) {
-    auto size = make_message<std::int64_t>(1);
-    size->front() = static_cast<std::int64_t>(text.size());
+    auto size = make_message<int>(1);
+    size->front() = to_count(text.size());
     MPI_Request request = MPI_REQUEST_NULL;
-    MPI_CHECK(MPI_Ibcast(size->data(), 1, MPI_INT64_T, 0, impl_->control, &request));
+    MPI_CHECK(MPI_Ibcast(size->data(), 1, MPI_INT, 0, impl_->control, &request));
     finish(request, *this, "the size of rank 0's text", size);
 
-    int const count = to_count(static_cast<std::size_t>(size->front()));
+    int const count = size->front();
     auto bytes = make_message<char>(static_cast<std::size_t>(count));
     if (root()) {
         std::ranges::copy(text, bytes->begin());
@@ -248,8 +248,8 @@ void World::collectively(std::function<void()> const& work) {
 void World::abort(ExitCode code, std::string const& text) noexcept {
     int const status = static_cast<int>(code);
     leave_within(3, status);
-    std::string const line = fmt::format("cpstep: [rank {}/{} {}] {}\n", rank_, size_, host_, text);
-    (void)std::fputs(line.c_str(), stderr);
+    (void)std::fprintf(stderr, "cpstep: [rank %d/%d %s] %s\n", rank_, size_, host_.c_str(),
+                       text.c_str());
     (void)std::fflush(nullptr);
     int begun = 0;
     int ended = 0;
