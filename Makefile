@@ -15,7 +15,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-run: deps build ## build, then compare CP=1 with CP=NP on INPUT (2 ranks, inputs/smoke.ini)
+run: deps build/host/build.ninja ## build, then compare CP=1 with CP=NP on INPUT (2 ranks, inputs/smoke.ini)
+	cmake --build --preset host --target cpstep
 	$(MPIRUN) -np $(NP) build/host/bin/cpstep run --config $(INPUT) --force
 
 test: deps build ## build, then all tests (TESTFLAGS="-L np3" selects, see tests/README.md)

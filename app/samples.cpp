@@ -291,6 +291,30 @@ void load_recorded(SampleSet& set, Options const& options, ModelConfig const& mo
     set.advantages.resize(static_cast<std::size_t>(count));
 }
 
+void make_samples(SampleSet& set, Options const& options, ModelConfig const& model) {
+    require(!options.prompt_data.empty() || options.rollout_prompt_len > 0, ExitCode::usage,
+            "no samples: give --rollout-file, --prompt-data or --rollout-prompt-len");
+    EncodedPrompts const encoded = options.prompt_data.empty()
+                                       ? seeded_prompts(options, model)
+                                       : prompts_of_file(set, options, model);
+    synthesize(set, options, encoded);
+    note_rollout_size(set, options, set.rollout.samples());
+    set.advantages = advantages_of(set.rollout, options);
+}
+
+// Rotary positions go on beyond the trained length, so the numbers are right all the same.
+void note_long_sequences(SampleSet& set, ModelConfig const& model) {
+    std::int64_t longest = 0;
+    for (std::int64_t j = 0; j < set.rollout.samples(); ++j) {
+        longest = std::max(longest, set.rollout.total_length(j));
+    }
+    if (longest > model.max_position_embeddings) {
+        set.notes.push_back(
+            fmt::format("the longest sequence has {} tokens, config.json names {} positions",
+                        longest, model.max_position_embeddings));
+    }
+}
+
 }  // namespace
 
 std::uint64_t counter_bits(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
@@ -307,18 +331,12 @@ double counter_normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t in
 
 SampleSet load_samples(Options const& options, ModelConfig const& model) {
     SampleSet set;
-    if (!options.rollout_file.empty()) {
+    if (options.rollout_file.empty()) {
+        make_samples(set, options, model);
+    } else {
         load_recorded(set, options, model);
-        return set;
     }
-    require(!options.prompt_data.empty() || options.rollout_prompt_len > 0, ExitCode::usage,
-            "no samples: give --rollout-file, --prompt-data or --rollout-prompt-len");
-    EncodedPrompts const encoded = options.prompt_data.empty()
-                                       ? seeded_prompts(options, model)
-                                       : prompts_of_file(set, options, model);
-    synthesize(set, options, encoded);
-    note_rollout_size(set, options, set.rollout.samples());
-    set.advantages = advantages_of(set.rollout, options);
+    note_long_sequences(set, model);
     return set;
 }
 

@@ -94,7 +94,8 @@ void check_mpi(int rc, char const* call) {
 
 void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what) {
     fail(ExitCode::communication,
-         "timed out after {:g} s waiting for {}; a peer has died or skipped this call",
+         "timed out after {:g} s waiting for {}; a peer has died, skipped this call or needs longer "
+         "(--comm-timeout)",
          std::chrono::duration<double>(deadline).count(), what);
 }
 

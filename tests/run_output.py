@@ -13,7 +13,7 @@ import time
 import h5py
 import numpy as np
 
-from e2e import Safetensors, expect, expect_code, main, smoke, smoke_run, summary_of
+from e2e import Safetensors, check_refusal, expect, expect_code, main, smoke, smoke_run, summary_of
 
 STEP, PASS, COMPUTE, COMM, WAIT = range(5)
 LAYERS = 2  # of inputs/tiny
@@ -263,6 +263,16 @@ def test_a_killed_run_leaves_its_flushed_steps_and_a_folder_to_use_again(program
         killed_run(program, output, which)
         expect_code(program.run(*smoke(output)), 0)
         expect(summary_of(output)["verdict"] == "pass" and not (output / ".lock").exists(), "the lock stayed")
+
+
+def test_a_rank_whose_disk_is_full_ends_the_job_and_leaves_the_files_of_others(program):
+    """The limit on the size of a file stands for the disk; rank 1 meets it after some steps."""
+    output = program.path()
+    cpstep = program.line(["run", *smoke(output, "--blocks", "1000")], 0)
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "limited", *cpstep]
+    result = program.execute([program.mpiexec, "-np", "1", *cpstep, ":", "-np", "1", *limited])
+    check_refusal(result, output, 8, ["[rank 1/2 ", "rank00001.h5", "File too large"])
+    check_flushed(output / "ranks/000/rank00000.h5")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ Options smoke() {
 ModelConfig tiny() {
     ModelConfig model;
     model.vocab_size = 384;
+    model.max_position_embeddings = 4096;
     return model;
 }
 
@@ -250,6 +251,13 @@ BOOST_AUTO_TEST_CASE(a_short_file_is_used_again_with_other_responses) {
     BOOST_TEST((prompt_of(set.rollout, 8) == prompt_of(set.rollout, 0)));
     BOOST_TEST((response_of(set.rollout, 8) != response_of(set.rollout, 0)));
     BOOST_TEST(set.rollout.groups[8] == 8);
+}
+
+BOOST_AUTO_TEST_CASE(sequences_beyond_the_models_positions_are_noted) {
+    Options options = smoke();
+    ModelConfig model = tiny();
+    model.max_position_embeddings = 20;
+    BOOST_TEST(noted(load_samples(options, model), "config.json names 20 positions"));
 }
 
 BOOST_AUTO_TEST_CASE(a_shuffle_permutes_the_prompts_of_each_pass) {
