@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <fstream>
 #include <iterator>
+#include <limits>
 
 #include "app/run_directory.hpp"
 #include "app/step.hpp"
@@ -15,7 +17,7 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
     HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
     MemoryEstimate estimate;
     estimate.state = 4 * (TrainStep::state_floats(layout.size, ref) + layout.size);
-    estimate.results = 4 * (4 * layout.size);
+    estimate.results = std::ssize(plans) * 4 * (2 * layout.size);
     for (int rank = 0; rank < plans.front().grid.world; ++rank) {
         ModelCapacity capacity;
         std::int64_t wires = 0;
@@ -31,6 +33,27 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
         estimate.wires = std::max(estimate.wires, wires);
     }
     return estimate;
+}
+
+std::int64_t available_memory() {
+    std::ifstream file("/proc/meminfo");
+    std::string key;
+    std::int64_t kib = 0;
+    for (std::string unit; file >> key >> kib; std::getline(file, unit)) {
+        if (key == "MemAvailable:") {
+            return kib * 1024;
+        }
+    }
+    return std::numeric_limits<std::int64_t>::max();
+}
+
+void require_memory(MemoryEstimate const& estimate, int local_ranks, std::int64_t available) {
+    std::int64_t const needed =
+        (estimate.total() - estimate.results) * local_ranks + estimate.results;
+    require(needed <= available, ExitCode::input_data,
+            "the {} ranks of this host need up to {} of memory, {} are available: take fewer "
+            "samples, a smaller --max-tokens-per-gpu or --micro-batch-size, or more hosts",
+            local_ranks, human_bytes(needed), human_bytes(available));
 }
 
 std::string human_bytes(std::int64_t bytes) {

@@ -14,7 +14,7 @@ struct MemoryEstimate {
     std::int64_t state = 0;        ///< weights, reference, gradients, moments, initial copy
     std::int64_t activations = 0;  ///< model buffers
     std::int64_t wires = 0;        ///< ring blocks of all variants
-    std::int64_t results = 0;      ///< root only: gradients and updated weights of two variants
+    std::int64_t results = 0;      ///< root only: gradients and updated weights of every variant
     std::int64_t total() const { return state + activations + wires + results; }
 };
 
@@ -25,6 +25,11 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
 std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const& rollout,
                            MemoryEstimate const& memory, std::int64_t disk_bytes,
                            std::string const& output);
+
+/// Bytes of memory this host can give without swapping; the largest number where that is unknown.
+std::int64_t available_memory();
+/// Error(input_data) if the ranks of one host (rank 0 among them) do not fit.
+void require_memory(MemoryEstimate const& estimate, int local_ranks, std::int64_t available);
 
 /// "1.5 GiB".
 std::string human_bytes(std::int64_t bytes);

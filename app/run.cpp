@@ -12,13 +12,12 @@
 #include <optional>
 #include <sstream>
 
-#include "app/estimate.hpp"
+#include "app/commit.hpp"
 #include "app/report.hpp"
 #include "app/run_directory.hpp"
 #include "app/run_file.hpp"
 #include "app/setup.hpp"
 #include "app/timing.hpp"
-#include "commit.hpp"
 #include "io/atomic_file.hpp"
 
 namespace cpstep {
@@ -123,6 +122,7 @@ Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
     std::vector<float> policy;
     std::vector<float> reference;
     world.collectively([&] {
+        require_memory(setup.memory(), world.local_size(), available_memory());
         policy = load_policy(setup);
         reference = load_reference(setup);
     });

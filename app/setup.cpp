@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "app/estimate.hpp"
 #include "app/run_file.hpp"
 #include "app/timing.hpp"
 
@@ -86,16 +85,17 @@ std::int64_t Setup::disk_bytes() const {
                               samples.rollout.response_tokens(), events);
 }
 
+MemoryEstimate Setup::memory() const {
+    return estimate_memory(layout, plans, samples.rollout, reduction, has_ref_weights());
+}
+
 std::string Setup::description() const {
     return describe_options(options) +
            fmt::format(
                "\nmodel: {} parameters; batch: {} samples, {} tokens, {} of responses; {} steps\n",
                layout.size, samples.rollout.samples(), samples.rollout.token_offsets.back(),
                samples.rollout.response_tokens(), total_steps()) +
-           describe_plans(
-               plans, samples.rollout,
-               estimate_memory(layout, plans, samples.rollout, reduction, has_ref_weights()),
-               disk_bytes(), options.output.string());
+           describe_plans(plans, samples.rollout, memory(), disk_bytes(), options.output.string());
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/estimate.hpp"
 #include "app/options.hpp"
 #include "app/parameters.hpp"
 #include "app/samples.hpp"
@@ -28,6 +29,7 @@ struct Setup {
     bool has_ref_weights() const { return !options.ref_load.empty(); }
     int total_steps() const;
     std::int64_t disk_bytes() const;
+    MemoryEstimate memory() const;
     /// Text of --dry-run.
     std::string description() const;
 };

@@ -93,10 +93,11 @@ void check_mpi(int rc, char const* call) {
 }
 
 void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what) {
-    fail(ExitCode::communication,
-         "timed out after {:g} s waiting for {}; a peer has died, skipped this call or needs longer "
-         "(--comm-timeout)",
-         std::chrono::duration<double>(deadline).count(), what);
+    fail(
+        ExitCode::communication,
+        "timed out after {:g} s waiting for {}; a peer has died, skipped this call or needs longer "
+        "(--comm-timeout)",
+        std::chrono::duration<double>(deadline).count(), what);
 }
 
 struct World::Impl {

@@ -319,7 +319,7 @@ BOOST_AUTO_TEST_CASE(a_skipped_all_reduce_is_named_within_the_deadline) {
         BOOST_TEST(
             error.what() ==
             fmt::format("timed out after 0.3 s waiting for all_reduce 'grad' (group of {}); a "
-                        "peer has died, skipped this call or needs longer",
+                        "peer has died, skipped this call or needs longer (--comm-timeout)",
                         comm->size()));
         BOOST_TEST(seconds >= 0.3);
         BOOST_TEST(seconds < 5.0);

@@ -236,6 +236,20 @@ BOOST_AUTO_TEST_CASE(state_is_weights_gradients_two_moments_a_copy_and_perhaps_a
                4 * 6 * layout.size);
     BOOST_TEST(estimate_memory(layout, plans, rollout, reduction, true).results ==
                4 * 4 * layout.size);
+    auto const three = plans_for(rollout, 4, {1, 2, 4});
+    BOOST_TEST(estimate_memory(layout, three, rollout, reduction, true).results ==
+               4 * 6 * layout.size);
+}
+
+BOOST_AUTO_TEST_CASE(a_host_whose_ranks_do_not_fit_is_refused) {
+    MemoryEstimate const estimate{.state = 100, .activations = 20, .wires = 3, .results = 50};
+    require_memory(estimate, 4, 4 * 123 + 50);
+    BOOST_CHECK_EXCEPTION(require_memory(estimate, 4, 4 * 123 + 49), Error, [](Error const& error) {
+        return error.code() == ExitCode::input_data &&
+               std::string(error.what()).find("4 ranks of this host need up to 542 B") !=
+                   std::string::npos;
+    });
+    BOOST_TEST(available_memory() > 1 << 20);
 }
 
 BOOST_AUTO_TEST_CASE(inputs_of_the_micro_batches_are_small_beside_the_activations) {
