@@ -62,6 +62,9 @@ Setup::Setup(std::vector<std::string> const& arguments, int world_size)
     if (samples.synthetic_old) {
         notes.emplace_back("responses, rewards and off-policy noise are synthetic (seeded)");
     }
+    for (std::string const& option : options.not_applicable) {
+        notes.push_back("not applicable: " + option);
+    }
     notes.emplace_back("host backend: step times say nothing about a GPU");
 }
 

@@ -137,7 +137,11 @@ def test_the_trainers_launch_line_runs_and_is_found_vacuous(program):
     output = program.path()
     result = program.run(*LAUNCH_LINE, "--output", output)
     expect_code(result, 10)
-    expect("one sample per prompt" in summary_of(output)["reason"], summary_of(output)["reason"])
+    summary = summary_of(output)
+    expect("one sample per prompt" in summary["reason"], summary["reason"])
+    for name in NOT_APPLICABLE:
+        note = next((note for note in summary["notes"] if note.startswith(f"not applicable: --{name}")), None)
+        expect(note and f"note: {note}" in result.out, f"--{name}: {summary['notes']}")
 
 
 def test_a_dry_run_of_the_launch_line_lists_what_is_not_applicable(program):

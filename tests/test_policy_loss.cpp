@@ -49,7 +49,9 @@ struct Batch {
         seq_kl.assign(weight.size(), 0.0);
         mask_sum.assign(weight.size(), 0.0);
         for (std::size_t r = 0; r < mask.size(); ++r) {
-            mask_sum[static_cast<std::size_t>(sample[r])] += mask[r];
+            if (auto const j = static_cast<std::size_t>(sample[r]); j < mask_sum.size()) {
+                mask_sum[j] += mask[r];  // a bad index is for the loss to refuse
+            }
         }
         for (std::size_t j = 0; j < weight.size(); ++j) {
             mask_sum[j] = std::max(mask_sum[j], 1.0);
