@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 
 namespace cpstep {
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
 constexpr double half_ulp = 0x1.0p-24;
+constexpr double noise_factor = 8;  // layouts were seen to differ by up to 5.3 times the noise
 
 /// Written so that NaN is false.
 bool holds(double measured, double bound) {
@@ -46,6 +48,22 @@ struct UpdateBound {
         return lr * std::min(2.0, moved) + lr * 16 * half_ulp + 4 * half_ulp * std::abs(w);
     }
 };
+
+/// What a check compares: arrays and tensors have a noise of their own, the others are sums of
+/// them.
+enum class Kind : std::uint8_t { array, tensor, sum_of_arrays, norm_of_tensors, exact };
+
+Kind kind_of(std::string const& name) {
+    if (name == "log_probs" || name == "entropy" || name == "ref_log_probs") {
+        return Kind::array;
+    }
+    if (name.starts_with("gradient ")) {
+        return Kind::tensor;
+    }
+    bool const fixed = name == "advantages" || name == "ledger" || name == "replicas equal" ||
+                       name.starts_with("updated ");
+    return name == "grad_norm" ? Kind::norm_of_tensors : fixed ? Kind::exact : Kind::sum_of_arrays;
+}
 
 double clip_factor(double max_norm, double norm) {
     return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
@@ -182,6 +200,30 @@ std::vector<Check> compare_results(VariantResult const& base, VariantResult cons
                              clip_factor(clip_grad, other.metrics.grad_norm)};
     compare_tensors(checks, base, other, layout, bounds, update);
     return checks;
+}
+
+double widen_bounds(std::vector<Check>& checks, std::vector<Check> const& noise) {
+    std::map<Kind, double> growth;
+    auto const widen = [&](Kind source, Kind kind) {
+        for (Check& check : checks) {
+            auto const same = std::find_if(noise.begin(), noise.end(),
+                                           [&](Check const& n) { return n.name == check.name; });
+            if (kind_of(check.name) != kind || same == noise.end()) {
+                continue;
+            }
+            double const derived = check.bound;
+            double const grown = source == kind ? derived : derived * growth[source];
+            check.bound = std::max(grown, noise_factor * same->measured);
+            growth[kind] = std::max(growth[kind], check.bound / derived);
+            check.pass = holds(check.measured, check.bound);
+        }
+    };
+    growth[Kind::array] = growth[Kind::tensor] = 1;
+    widen(Kind::array, Kind::array);
+    widen(Kind::tensor, Kind::tensor);
+    widen(Kind::array, Kind::sum_of_arrays);
+    widen(Kind::tensor, Kind::norm_of_tensors);
+    return std::max(growth[Kind::array], growth[Kind::tensor]);
 }
 
 std::vector<Check> check_result(VariantResult const& result) {

@@ -39,6 +39,15 @@ std::vector<Check> compare_results(VariantResult const& base, VariantResult cons
                                    ParameterLayout const& layout, Rollout const& rollout,
                                    AdamWOptions const& adamw, double clip_grad);
 
+/// Sharp attention (large K biases) and the like amplify rounding beyond what sizes explain.
+/// `noise` is compare_results() of the baseline and itself after TrainStep::run_nudged: each bound
+/// becomes at least 8 times the same check's difference there; that of a sum over tokens grows with
+/// the bounds of its terms. Returns the largest factor by which the bound of an array or a gradient
+/// grew, 1 if none did.
+double widen_bounds(std::vector<Check>& checks, std::vector<Check> const& noise);
+/// Bounds that grew more than this prove nothing: a wrong gradient of some per cent would pass.
+inline constexpr double max_growth = 100;
+
 /// Checks one result alone: ledger against budget, replicas equal.
 std::vector<Check> check_result(VariantResult const& result);
 

@@ -175,7 +175,7 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
     std::string out = fmt::format(
         "cpstep {}: {} ranks, {} parameters, {} samples, {} tokens ({} of responses)\n{}; {}\n",
         facts.version, facts.world, facts.parameters, facts.samples, facts.tokens,
-        facts.response_tokens, facts.backend, facts.mpi);
+        facts.response_tokens, facts.backend, facts.mpi.substr(0, facts.mpi.find(',')));
     fmt::format_to(std::back_inserter(out), "signal: {}\n", report.signal.reason);
     for (std::size_t i = 0; i < report.results.size(); ++i) {
         StepMetrics const& m = report.results[i].metrics;

@@ -16,7 +16,7 @@ struct RunFacts {
     int world = 1;
 };
 
-/// Table of at most 100 columns.
+/// For a terminal: rows of numbers take at most 110 columns.
 std::string report_table(Report const& report, RunFacts const& facts, double gate_ratio);
 
 /// Always valid JSON; NaN and Inf as null. format "cpstep-summary", format_version 1.

@@ -1,6 +1,7 @@
 #include "app/step.hpp"
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "app/advantages.hpp"
@@ -15,6 +16,16 @@ std::vector<float> picked(std::vector<float> const& all, MicroBatch const& batch
     values.reserve(batch.response_index.size());
     for (std::int64_t const index : batch.response_index) {
         values.push_back(all.at(index));
+    }
+    return values;
+}
+
+/// Each value moved to the float above or below it; 0 stays.
+std::vector<float> nudged(std::vector<float> values, std::int64_t seed, std::uint64_t stream) {
+    constexpr float up = std::numeric_limits<float>::infinity();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        bool const rises = (counter_bits(static_cast<std::uint64_t>(seed), stream, i) & 1U) != 0;
+        values[i] = values[i] == 0 ? 0 : std::nextafter(values[i], rises ? up : -up);
     }
     return values;
 }
@@ -111,6 +122,22 @@ StepMetrics TrainStep::run(Variant& variant) {
         train_batch(variant, i);
     }
     return finish(variant);
+}
+
+StepMetrics TrainStep::run_nudged(Variant& variant) {
+    Tensor const ref = ref_;
+    std::vector<float> kept(static_cast<std::size_t>(ref.elements()));
+    reset();
+    backend_.upload(weights_, nudged(initial_, options_.seed, 1).data());
+    if (!ref.absent()) {
+        backend_.download(kept.data(), ref);
+        backend_.upload(ref, nudged(kept, options_.seed, 2).data());
+    }
+    StepMetrics const metrics = run(variant);
+    if (!ref.absent()) {
+        backend_.upload(ref, kept.data());
+    }
+    return metrics;
 }
 
 void TrainStep::log_prob_pass(Variant& variant, char const* name, Tensor weights,

@@ -52,6 +52,9 @@ class TrainStep {
     /// Initial weights, zero moments: outside timed code.
     void reset();
     StepMetrics run(Variant& variant);
+    /// One step from weights (and reference) whose every value is moved to a neighbouring float,
+    /// up or down by a seeded draw: what rounding alone may do to the results.
+    StepMetrics run_nudged(Variant& variant);
 
     Tensor gradients() const { return gradients_; }  ///< (N,1), of the last step, before clipping
     Tensor weights() const { return weights_; }      ///< (N,1), after the last step

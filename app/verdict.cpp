@@ -79,6 +79,9 @@ void judge(Report& report, double gate_ratio) {
     } else if (!report.signal.present) {
         report.code = ExitCode::inconclusive;
         report.reason = report.signal.reason;
+    } else if (!report.unresolved.empty()) {
+        report.code = ExitCode::inconclusive;
+        report.reason = report.unresolved;
     } else if (gated(GateResult::fail)) {
         report.code = ExitCode::performance;
         report.reason = fmt::format("a step-time ratio lies above --gate-ratio {}", gate_ratio);

@@ -24,7 +24,8 @@ struct Report {
     ExitCode code = ExitCode::internal;
     std::string reason;
     Signal signal;
-    std::string nonfinite;  ///< first place, "" if none
+    std::string nonfinite;   ///< first place, "" if none
+    std::string unresolved;  ///< why float32 cannot decide, "" if it can
     std::vector<VariantPlan> plans;
     std::vector<VariantResult> results;  ///< first is the baseline
     std::vector<Check> checks;
@@ -34,7 +35,7 @@ struct Report {
 };
 
 /// Sets gates, code and reason, in this order of severity: non-finite (9), parity or ledger (5), no
-/// signal (10), gate failed (6), gate inconclusive (10), pass (0).
+/// signal or unresolved (10), gate failed (6), gate inconclusive (10), pass (0).
 void judge(Report& report, double gate_ratio);
 
 /// "pass", "parity failed", ... of an exit code.

@@ -7,16 +7,6 @@
 namespace cpstep {
 namespace {
 
-std::vector<int> divisors(int n) {
-    std::vector<int> result;
-    for (int d = 1; d <= n; ++d) {
-        if (n % d == 0) {
-            result.push_back(d);
-        }
-    }
-    return result;
-}
-
 std::vector<int> consecutive(int first, int count) {
     std::vector<int> ranks(static_cast<std::size_t>(count));
     std::iota(ranks.begin(), ranks.end(), first);
@@ -24,6 +14,16 @@ std::vector<int> consecutive(int first, int count) {
 }
 
 }  // namespace
+
+std::vector<int> valid_cp_sizes(int world) {
+    std::vector<int> sizes;
+    for (int cp = 1; cp <= world; ++cp) {
+        if (world % cp == 0) {
+            sizes.push_back(cp);
+        }
+    }
+    return sizes;
+}
 
 GridShape make_grid_shape(int world, int cp) {
     require(world >= 1, ExitCode::internal, "a grid of {} ranks", world);
@@ -34,7 +34,7 @@ GridShape make_grid_shape(int world, int cp) {
         cp);
     require(cp >= 1 && world % cp == 0, ExitCode::usage,
             "context parallel size {} does not divide this job's {} rank{}; valid sizes: {}", cp,
-            world, world == 1 ? "" : "s", fmt::join(divisors(world), ", "));
+            world, world == 1 ? "" : "s", fmt::join(valid_cp_sizes(world), ", "));
     return {.world = world, .cp = cp};
 }
 

@@ -20,6 +20,9 @@ struct GridShape {
     int rank_of(int dp_rank, int cp_rank) const { return dp_rank * cp + cp_rank; }
 };
 
+/// The CP group sizes a job of `world` ranks can have: its divisors, rising.
+std::vector<int> valid_cp_sizes(int world);
+
 /// Throws Error(usage) unless cp divides world; the text lists the valid sizes, and for a single
 /// rank the mpirun and srun lines to use.
 GridShape make_grid_shape(int world, int cp);

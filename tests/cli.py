@@ -5,11 +5,12 @@ usage: cli.py CPSTEP MPIEXEC SOURCE_DIR [TEST ...]
 """
 import collections
 import re
+import shutil
 
 import h5py
 import numpy as np
 
-from e2e import expect, expect_code, main, make_rollout, smoke, smoke_run, snapshot, summary_of, write_rollout
+from e2e import Safetensors, expect, expect_code, main, make_rollout, smoke, smoke_run, snapshot, summary_of, write_rollout
 
 LAUNCH_LINE = (
     "--train-backend fsdp --actor-num-nodes 1 --actor-num-gpus-per-node 2 --colocate --hf-checkpoint inputs/tiny "
@@ -22,6 +23,8 @@ LAUNCH_LINE = (
     "--ci-test --ci-disable-kl-checker").split()
 NOT_APPLICABLE = ("train-backend", "actor-num-nodes", "actor-num-gpus-per-node", "colocate", "rollout-num",
                   "rollout-num-gpus-per-engine", "ci-test", "ci-disable-kl-checker")
+
+SHARP = 60  # bounds grow some thirty times
 
 # The verdict, the table and summary.json ------------------------------------------------------------------------------
 
@@ -117,6 +120,33 @@ def test_a_run_without_signal_is_inconclusive_and_says_why(program):
     expect(all(v["metrics"]["grad_norm"] == 0 for v in summary["variants"]), "grad_norm")
     expect("timing" not in summary["variants"][0], "a step without signal was timed")
     expect(any("timing was skipped" in note for note in summary["notes"]), summary["notes"])
+
+
+def sharp_checkpoint(program, scale):
+    """The tiny model with K biases of size `scale`, as trained Qwen2 models have: scores far above 1."""
+    folder = program.path("sharp")
+    shutil.copytree(program.source / "inputs/tiny", folder)
+    tensors = Safetensors(folder / "model.safetensors").tensors()
+    for name, entry in tensors.items():
+        if name.endswith("k_proj.bias"):
+            biases = np.random.default_rng(1).normal(0, scale, entry[1]).astype("<f4")
+            entry[0], entry[2] = "F32", biases.tobytes()
+    (folder / "model.safetensors").write_bytes(Safetensors.pack(tensors))
+    return folder
+
+
+def test_bounds_grow_with_the_rounding_that_a_sharp_model_amplifies(program):
+    output = program.path()
+    result = program.run(*smoke(output, "--hf-checkpoint", sharp_checkpoint(program, SHARP)))
+    expect_code(result, 0)
+    notes = [note for note in summary_of(output)["notes"] if note.startswith("this model amplifies rounding")]
+    expect(len(notes) == 1 and notes[0] in result.out, summary_of(output)["notes"])
+
+
+def test_a_model_too_sharp_for_float32_is_inconclusive(program):
+    output = program.path()
+    expect_code(program.run(*smoke(output, "--hf-checkpoint", sharp_checkpoint(program, 50 * SHARP))), 10)
+    expect("float32 cannot tell" in summary_of(output)["reason"], summary_of(output)["reason"])
 
 
 def test_the_gate_passes_and_fails(program):

@@ -2,9 +2,12 @@
 #include <numeric>
 #include <thread>
 
-#include "mpi_test_main.hpp"
+#include "tests/errors.hpp"
+#include "tests/mpi_test_main.hpp"
 
 using namespace cpstep;
+using cpstep::test::contains;
+using cpstep::test::error_of;
 using cpstep::test::test_world;
 using namespace std::chrono_literals;
 
@@ -31,21 +34,6 @@ int previous(Comm const& comm) {
 
 bool alone() {
     return test_world().size() == 1;
-}
-
-template <class F>
-Error error_of(F const& work) {
-    try {
-        work();
-    } catch (Error const& error) {
-        return error;
-    }
-    BOOST_FAIL("no Error was thrown");
-    std::abort();
-}
-
-bool contains(std::string const& text, std::string const& part) {
-    return text.find(part) != std::string::npos;
 }
 
 struct Recorder : CommObserver {

@@ -144,6 +144,37 @@ BOOST_FIXTURE_TEST_CASE(ledger_faults_and_unequal_replicas_fail, Fixture) {
     }
 }
 
+BOOST_FIXTURE_TEST_CASE(bounds_grow_to_eight_times_the_noise_of_the_baseline, Fixture) {
+    auto const noise_of = [&](double value, float gradient) {
+        VariantResult noisy = some_result(layout, "cp1");
+        noisy.log_probs[1] += value;
+        noisy.gradients[layout.parameters.back().offset] += gradient;
+        return compare_results(base, noisy, layout, rollout, adamw, 1.0);
+    };
+    auto const failed_after = [&](std::vector<Check> const& noise, double& growth) {
+        std::vector<Check> widened = checks();
+        growth = widen_bounds(widened, noise);
+        return std::count_if(widened.begin(), widened.end(),
+                             [](Check const& check) { return !check.pass; });
+    };
+    double growth = 0;
+    other.log_probs[2] += 1e-3;
+    other.gradients[layout.parameters.back().offset] += 1e-4F;
+    BOOST_TEST(failed_after(noise_of(0, 0), growth) == 2);
+    BOOST_TEST(growth == 1.0);
+    BOOST_TEST(failed_after(noise_of(0.9 * 1e-3 / 8, 0.9F * 1e-4F / 8), growth) == 2);
+    BOOST_TEST(failed_after(noise_of(1.1 * 1e-3 / 8, 1.1F * 1e-4F / 8), growth) == 0);
+    BOOST_TEST(growth > 1.0);
+    double const nan = std::numeric_limits<double>::quiet_NaN();
+    BOOST_TEST(failed_after(noise_of(nan, 0), growth) == 2);
+    BOOST_TEST(growth == 1.0);
+
+    // What is exact stays exact, whatever the noise.
+    other = some_result(layout, "cp2");
+    other.advantages[0] *= 1.01;
+    BOOST_TEST(failed_after(noise_of(1, 1), growth) == 1);
+}
+
 BOOST_AUTO_TEST_CASE(relative_l2_is_exact_on_simple_numbers_and_fails_on_nan) {
     std::vector<float> const a{3.0F, 4.0F};
     std::vector<float> const b{3.0F, 5.0F};

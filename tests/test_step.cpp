@@ -147,22 +147,12 @@ struct Bench {
     Trace trace;
 };
 
-std::vector<int> divisors(int n) {
-    std::vector<int> result;
-    for (int d = 1; d <= n; ++d) {
-        if (n % d == 0) {
-            result.push_back(d);
-        }
-    }
-    return result;
-}
-
 void every_layout_agrees(Case const& c) {
     Bench bench(c);
     auto const first = bench.variant(1);
     VariantResult const base = bench.run(*first);
     BOOST_TEST(base.metrics.grad_norm > 0.0);
-    for (int const cp : divisors(test_world().size())) {
+    for (int const cp : valid_cp_sizes(test_world().size())) {
         auto const variant = bench.variant(cp);
         VariantResult const other = bench.run(*variant);
         if (!test_world().root()) {

@@ -28,16 +28,6 @@ Options dynamic(std::int64_t max_tokens) {
 
 std::vector<int> const worlds{1, 2, 3, 4, 6, 8};
 
-std::vector<int> divisors(int world) {
-    std::vector<int> sizes;
-    for (int cp = 1; cp <= world; ++cp) {
-        if (world % cp == 0) {
-            sizes.push_back(cp);
-        }
-    }
-    return sizes;
-}
-
 std::int64_t tokens_of(Rollout const& rollout, std::vector<std::int64_t> const& samples) {
     return std::accumulate(
         samples.begin(), samples.end(), std::int64_t{0},
@@ -48,7 +38,7 @@ std::int64_t tokens_of(Rollout const& rollout, std::vector<std::int64_t> const& 
 
 BOOST_AUTO_TEST_CASE(a_plan_names_its_cp_size_and_fills_the_world) {
     for (int const world : worlds) {
-        for (int const cp : divisors(world)) {
+        for (int const cp : valid_cp_sizes(world)) {
             VariantPlan const plan =
                 plan_variant(dynamic(64), small_config(), eight_samples(), world, cp);
             BOOST_TEST(plan.name == fmt::format("cp{}", cp));
@@ -67,7 +57,7 @@ BOOST_AUTO_TEST_CASE(a_cp_size_that_does_not_divide_the_world_is_a_usage_error) 
 BOOST_AUTO_TEST_CASE(each_sample_is_scheduled_once_whatever_the_batching) {
     Rollout const rollout = eight_samples();
     for (int const world : {1, 2, 4, 8}) {
-        for (int const cp : divisors(world)) {
+        for (int const cp : valid_cp_sizes(world)) {
             for (bool const is_dynamic : {false, true}) {
                 Options options = dynamic(is_dynamic ? 50 : 0);
                 options.use_dynamic_batch_size = is_dynamic;

@@ -2,31 +2,14 @@
 #include <numeric>
 #include <thread>
 
-#include "mpi_test_main.hpp"
+#include "tests/errors.hpp"
+#include "tests/mpi_test_main.hpp"
 
 using namespace cpstep;
+using cpstep::test::contains;
+using cpstep::test::error_of;
 using cpstep::test::test_world;
 using namespace std::chrono_literals;
-
-namespace {
-
-/// The Error that `work` throws; the test fails without one.
-template <class F>
-Error error_of(F const& work) {
-    try {
-        work();
-    } catch (Error const& error) {
-        return error;
-    }
-    BOOST_FAIL("no Error was thrown");
-    std::abort();
-}
-
-bool contains(std::string const& text, std::string const& part) {
-    return text.find(part) != std::string::npos;
-}
-
-}  // namespace
 
 BOOST_AUTO_TEST_CASE(ranks_are_numbered_below_the_size) {
     World& world = test_world();
