@@ -204,6 +204,9 @@ void Run::widen_if_noisy() {
     if (world_.broadcast(wanted ? "measure" : "skip") != "measure") {
         return;
     }
+    if (world_.root() && !setup_.options.quiet) {
+        fmt::print(stderr, "cpstep: a check failed: measuring what rounding does to this model\n");
+    }
     Variant& baseline = *variants_.front();
     StepMetrics const metrics = step_->run_nudged(baseline);
     VariantResult const noisy = collect_result(world_, *backend_, *step_, baseline, setup_.layout,
