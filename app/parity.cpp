@@ -226,6 +226,10 @@ double widen_bounds(std::vector<Check>& checks, std::vector<Check> const& noise)
     return std::max(growth[Kind::array], growth[Kind::tensor]);
 }
 
+bool noise_may_explain(Check const& check) {
+    return kind_of(check.name) != Kind::exact && std::isfinite(check.measured);
+}
+
 std::vector<Check> check_result(VariantResult const& result) {
     std::vector<Check> checks;
     checks.push_back({result.name, "replicas equal", result.replica_spread, 0.0,

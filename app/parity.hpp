@@ -45,8 +45,11 @@ std::vector<Check> compare_results(VariantResult const& base, VariantResult cons
 /// the bounds of its terms. Returns the largest factor by which the bound of an array or a gradient
 /// grew, 1 if none did.
 double widen_bounds(std::vector<Check>& checks, std::vector<Check> const& noise);
-/// Bounds that grew more than this prove nothing: a wrong gradient of some per cent would pass.
+/// Bounds that grew more than this prove nothing: a wrong gradient of some per cent would pass, and
+/// a right one may fail.
 inline constexpr double max_growth = 100;
+/// The check compares finite numbers that rounding moves, so that noise may explain its failure.
+bool noise_may_explain(Check const& check);
 
 /// Checks one result alone: ledger against budget, replicas equal.
 std::vector<Check> check_result(VariantResult const& result);

@@ -66,8 +66,10 @@ void judge(Report& report, double gate_ratio) {
     auto const gated = [&](GateResult wanted) {
         return std::find(report.gates.begin(), report.gates.end(), wanted) != report.gates.end();
     };
-    auto const failed = std::find_if(report.checks.begin(), report.checks.end(),
-                                     [](Check const& check) { return !check.pass; });
+    auto const failed =
+        std::find_if(report.checks.begin(), report.checks.end(), [&](Check const& check) {
+            return !check.pass && (report.unresolved.empty() || !noise_may_explain(check));
+        });
     if (!report.nonfinite.empty()) {
         report.code = ExitCode::nonfinite;
         report.reason = "NaN or Inf in " + report.nonfinite;

@@ -25,7 +25,7 @@ struct Report {
     std::string reason;
     Signal signal;
     std::string nonfinite;   ///< first place, "" if none
-    std::string unresolved;  ///< why float32 cannot decide, "" if it can
+    std::string unresolved;  ///< why float32 cannot decide what noise may explain, "" if it can
     std::vector<VariantPlan> plans;
     std::vector<VariantResult> results;  ///< first is the baseline
     std::vector<Check> checks;

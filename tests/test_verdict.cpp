@@ -38,12 +38,25 @@ BOOST_AUTO_TEST_CASE(severity_orders_the_exit_code) {
     BOOST_TEST((code_of(report, 2.5) == ExitCode::pass));
     report.unresolved = "rounding is amplified";
     BOOST_TEST((code_of(report, 2.5) == ExitCode::inconclusive));
+    report.unresolved.clear();
     report.signal.present = false;
     BOOST_TEST((code_of(report, 1.05) == ExitCode::inconclusive));
     report.checks[0].pass = false;
     BOOST_TEST((code_of(report, 1.05) == ExitCode::parity));
     report.nonfinite = "cp2: loss";
     BOOST_TEST((code_of(report, 1.05) == ExitCode::nonfinite));
+}
+
+BOOST_AUTO_TEST_CASE(noise_beyond_resolution_excuses_only_what_it_may_explain) {
+    Report report = passing();
+    report.unresolved = "rounding is amplified";
+    report.checks[0].pass = false;
+    BOOST_TEST((code_of(report, 0) == ExitCode::inconclusive));
+    report.checks[0].measured = std::numeric_limits<double>::quiet_NaN();
+    BOOST_TEST((code_of(report, 0) == ExitCode::parity));
+    report.checks[0].measured = 1;
+    report.checks.push_back({"cp2", "ledger", 1, 0, "labels off budget", "", false});
+    BOOST_TEST((code_of(report, 0) == ExitCode::parity));
 }
 
 BOOST_AUTO_TEST_CASE(the_reason_names_the_failed_check) {
