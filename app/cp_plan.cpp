@@ -28,7 +28,7 @@ LocalStream local_stream(std::span<std::int64_t const> lengths, int cp_size, int
     LocalStream stream;
     stream.pieces.reserve(lengths.size());
     for (std::int64_t const length : lengths) {
-        std::vector<PositionRange> const ranges = owned_ranges(length, cp_size, rank);
+        std::vector<PositionRange> const ranges = owned_ranges(length, {.ranks = cp_size}, rank);
         LocalPiece const piece{stream.rows, ranges[0].size(), ranges[1].size()};
         stream.pieces.push_back(piece);
         stream.rows += piece.rows();

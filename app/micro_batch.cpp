@@ -52,7 +52,8 @@ Reduction make_reduction(Rollout const& rollout, bool per_token) {
 }
 
 MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const> samples,
-                            Reduction const& reduction, int cp_size, int cp_rank) {
+                            Reduction const& reduction, CpConfig const& cp, int cp_rank) {
+    Split const split{.layout = cp.layout, .ranks = cp.size};
     MicroBatch batch;
     std::vector<std::int64_t> lengths;
     for (std::int64_t const sample : samples) {
@@ -62,11 +63,11 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
         batch.samples.push_back(sample);
         batch.mask_sum.push_back(static_cast<float>(mask_sum));
         batch.weight.push_back(static_cast<float>(reduction.weight(mask_sum)));
-        for (PositionRange const range : owned_ranges(lengths.back(), cp_size, cp_rank)) {
+        for (PositionRange const range : owned_ranges(lengths.back(), split, cp_rank)) {
             append_range(batch, rollout, sample, slot, range);
         }
     }
-    batch.ring = make_ring_plan(lengths, cp_size, cp_rank);
+    batch.ring = make_ring_plan(lengths, cp.size, cp_rank);
     return batch;
 }
 

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "app/cp_config.hpp"
 #include "app/cp_plan.hpp"
 #include "io/rollout.hpp"
 
@@ -43,6 +44,6 @@ struct MicroBatch {
 };
 
 MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const> samples,
-                            Reduction const& reduction, int cp_size, int cp_rank);
+                            Reduction const& reduction, CpConfig const& cp, int cp_rank);
 
 }  // namespace cpstep

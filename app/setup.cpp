@@ -30,7 +30,8 @@ std::vector<VariantPlan> plan_variants(Options const& options, ModelConfig const
     std::vector<VariantPlan> plans;
     int const world = planned_world(options, world_size);
     for (int const cp : sizes_of(options, world)) {
-        plans.push_back(plan_variant(options, config, rollout, world, cp));
+        plans.push_back(
+            plan_variant(options, config, rollout, world, {fmt::format("cp{}", cp), {.size = cp}}));
     }
     return plans;
 }

@@ -41,10 +41,11 @@ double forward_flops(ModelConfig const& config, std::int64_t length) {
 }
 
 VariantPlan plan_variant(Options const& options, ModelConfig const& config, Rollout const& rollout,
-                         int world_size, int cp_size) {
+                         int world_size, VariantSpec const& spec) {
     VariantPlan plan;
-    plan.name = fmt::format("cp{}", cp_size);
-    plan.grid = make_grid_shape(world_size, cp_size);
+    plan.name = spec.name;
+    plan.cp = spec.cp;
+    plan.grid = make_grid_shape(world_size, spec.cp.size);
     std::vector<std::int64_t> lengths;
     std::vector<double> costs;
     for (std::int64_t j = 0; j < rollout.samples(); ++j) {
@@ -53,7 +54,7 @@ VariantPlan plan_variant(Options const& options, ModelConfig const& config, Roll
     }
     plan.schedule = make_schedule(lengths, costs,
                                   {.dp_size = plan.grid.dp(),
-                                   .cp_size = cp_size,
+                                   .cp_size = spec.cp.size,
                                    .dynamic = options.use_dynamic_batch_size,
                                    .max_tokens_per_gpu = options.max_tokens_per_gpu,
                                    .balance = options.balance_data,
@@ -66,7 +67,7 @@ std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout cons
     std::vector<MicroBatch> batches;
     for (auto const& samples : plan.schedule.at(plan.grid.dp_rank(rank))) {
         batches.push_back(
-            make_micro_batch(rollout, samples, reduction, plan.grid.cp, plan.grid.cp_rank(rank)));
+            make_micro_batch(rollout, samples, reduction, plan.cp, plan.grid.cp_rank(rank)));
     }
     return batches;
 }

@@ -11,6 +11,7 @@
 #include "app/ring_attention.hpp"
 #include "app/samples.hpp"
 #include "app/schedule.hpp"
+#include "app/variant_spec.hpp"
 #include "mpi/grid.hpp"
 
 namespace cpstep {
@@ -18,6 +19,7 @@ namespace cpstep {
 /// What a variant is before any memory or wire exists; pure, the same on every rank.
 struct VariantPlan {
     std::string name;  ///< "cp2"
+    CpConfig cp;
     GridShape grid;
     Schedule schedule;
 };
@@ -27,7 +29,7 @@ struct VariantPlan {
 double forward_flops(ModelConfig const& config, std::int64_t length);
 
 VariantPlan plan_variant(Options const& options, ModelConfig const& config, Rollout const& rollout,
-                         int world_size, int cp_size);
+                         int world_size, VariantSpec const& spec);
 
 /// This rank's micro-batches of a plan.
 std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout const& rollout,

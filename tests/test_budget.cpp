@@ -50,7 +50,7 @@ std::vector<MicroBatch> batches_of(Rollout const& rollout, std::int64_t count, i
         std::vector<std::int64_t> samples(
             static_cast<std::size_t>(std::min(count, rollout.samples() - j)));
         std::iota(samples.begin(), samples.end(), j);
-        batches.push_back(make_micro_batch(rollout, samples, reduction, cp, rank));
+        batches.push_back(make_micro_batch(rollout, samples, reduction, {.size = cp}, rank));
     }
     return batches;
 }
@@ -63,7 +63,7 @@ Cost simulated(Rollout const& rollout, std::int64_t count, int cp, int rank, int
         std::vector<std::int64_t> rows(static_cast<std::size_t>(cp));
         for (std::int64_t sample = j; sample < std::min(j + count, rollout.samples()); ++sample) {
             for (int owner = 0; owner < cp; ++owner) {
-                rows[owner] += owned_rows(rollout.total_length(sample), cp, owner);
+                rows[owner] += owned_rows(rollout.total_length(sample), {.ranks = cp}, owner);
             }
         }
         Cost const sent = moved_around(rows, hops, row_bytes)[rank];

@@ -20,7 +20,7 @@ struct Place {
 std::vector<Place> places(std::vector<std::int64_t> const& lengths, int cp_size, int rank) {
     std::vector<Place> result;
     for (std::size_t j = 0; j < lengths.size(); ++j) {
-        for (PositionRange const& range : owned_ranges(lengths[j], cp_size, rank)) {
+        for (PositionRange const& range : owned_ranges(lengths[j], {.ranks = cp_size}, rank)) {
             for (std::int64_t t = range.begin; t < range.end; ++t) {
                 result.push_back({j, t});
             }

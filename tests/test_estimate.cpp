@@ -121,7 +121,8 @@ std::vector<VariantPlan> plans_for(Rollout const& rollout, int world,
     options.max_tokens_per_gpu = 200;
     std::vector<VariantPlan> plans;
     for (int const cp : sizes) {
-        plans.push_back(plan_variant(options, small_config(), rollout, world, cp));
+        plans.push_back(plan_variant(options, small_config(), rollout, world,
+                                     {fmt::format("cp{}", cp), {.size = cp}}));
     }
     return plans;
 }
@@ -276,7 +277,7 @@ BOOST_AUTO_TEST_CASE(bytes_read_like_sizes) {
 
 BOOST_AUTO_TEST_CASE(the_description_shows_every_group_with_its_micro_batches_and_tokens) {
     Rollout const rollout = make_rollout({{10, 4}, {20, 5}, {30, 6}, {40, 7}});
-    VariantPlan const plan{"cp2", {4, 2}, {{{0, 3}}, {{1, 2}}}};
+    VariantPlan const plan{"cp2", {.size = 2}, {4, 2}, {{{0, 3}}, {{1, 2}}}};
     MemoryEstimate const memory{1 << 20, 2 << 20, 3 << 20, 4 << 20};
     std::string const text = describe_plans({plan}, rollout, memory, 5 << 20, "/");
     for (char const* line :

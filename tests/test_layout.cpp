@@ -57,7 +57,7 @@ BOOST_AUTO_TEST_CASE(response_rows_match_the_table_of_the_trainer) {
         BOOST_TEST_CONTEXT("T=" << row.length << " R=" << row.response << " C=" << row.cp_size
                                 << " rank=" << row.cp_rank) {
             std::vector<PositionRange> const ranges =
-                owned_ranges(row.length, row.cp_size, row.cp_rank);
+                owned_ranges(row.length, {.ranks = row.cp_size}, row.cp_rank);
             BOOST_TEST_REQUIRE(ranges.size() == 2u);
             BOOST_TEST(ranges[0].begin == std::min(row.cp_rank * row.chunk_rows, row.length));
             BOOST_TEST(ranges[0].size() <= row.chunk_rows);
@@ -75,14 +75,15 @@ BOOST_AUTO_TEST_CASE(ranks_own_every_position_exactly_once) {
             std::int64_t rows = 0;
             bool in_order = true;
             for (int rank = 0; rank < cp_size; ++rank) {
-                std::vector<PositionRange> const ranges = owned_ranges(length, cp_size, rank);
+                std::vector<PositionRange> const ranges =
+                    owned_ranges(length, {.ranks = cp_size}, rank);
                 in_order = in_order && ranges[0].begin <= ranges[0].end &&
                            ranges[0].end <= ranges[1].begin && ranges[1].begin <= ranges[1].end;
                 for (PositionRange const& range : ranges) {
                     std::for_each(owners.begin() + range.begin, owners.begin() + range.end,
                                   [](int& count) { ++count; });
                 }
-                rows += owned_rows(length, cp_size, rank);
+                rows += owned_rows(length, {.ranks = cp_size}, rank);
             }
             bool const once =
                 std::all_of(owners.begin(), owners.end(), [](int count) { return count == 1; });
@@ -96,7 +97,7 @@ BOOST_AUTO_TEST_CASE(causal_area_is_equal_when_the_length_divides) {
         std::int64_t const length = 2 * std::int64_t{cp_size} * 3;
         for (int rank = 0; rank < cp_size; ++rank) {
             std::int64_t area = 0;
-            for (PositionRange const& range : owned_ranges(length, cp_size, rank)) {
+            for (PositionRange const& range : owned_ranges(length, {.ranks = cp_size}, rank)) {
                 for (std::int64_t t = range.begin; t < range.end; ++t) {
                     area += t + 1;
                 }
@@ -107,8 +108,8 @@ BOOST_AUTO_TEST_CASE(causal_area_is_equal_when_the_length_divides) {
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_outside_its_group_is_an_error) {
-    BOOST_CHECK_THROW(owned_ranges(8, 2, 2), cpstep::Error);
-    BOOST_CHECK_THROW(owned_ranges(8, 2, -1), cpstep::Error);
-    BOOST_CHECK_THROW(owned_ranges(8, 0, 0), cpstep::Error);
-    BOOST_CHECK_THROW(owned_ranges(-1, 2, 0), cpstep::Error);
+    BOOST_CHECK_THROW(owned_ranges(8, {.ranks = 2}, 2), cpstep::Error);
+    BOOST_CHECK_THROW(owned_ranges(8, {.ranks = 2}, -1), cpstep::Error);
+    BOOST_CHECK_THROW(owned_ranges(8, {.ranks = 0}, 0), cpstep::Error);
+    BOOST_CHECK_THROW(owned_ranges(-1, {.ranks = 2}, 0), cpstep::Error);
 }

@@ -42,8 +42,8 @@ struct Coverage {
 void check_rows(Rollout const& rollout, MicroBatch const& batch, Coverage& coverage) {
     std::vector<std::int64_t> sample_of_row;
     for (std::int64_t const sample : batch.samples) {
-        std::int64_t const rows =
-            owned_rows(rollout.total_length(sample), batch.ring.cp_size, batch.ring.cp_rank);
+        std::int64_t const rows = owned_rows(rollout.total_length(sample),
+                                             {.ranks = batch.ring.cp_size}, batch.ring.cp_rank);
         sample_of_row.insert(sample_of_row.end(), static_cast<std::size_t>(rows), sample);
     }
     BOOST_REQUIRE(batch.rows() == std::ssize(sample_of_row));
@@ -73,7 +73,8 @@ void check_cover(Rollout const& rollout, std::vector<std::int64_t> const& sample
     Coverage coverage(rollout);
     Reduction const reduction = make_reduction(rollout, false);
     for (int rank = 0; rank < cp; ++rank) {
-        check_rows(rollout, make_micro_batch(rollout, samples, reduction, cp, rank), coverage);
+        check_rows(rollout, make_micro_batch(rollout, samples, reduction, {.size = cp}, rank),
+                   coverage);
     }
     BOOST_TEST(std::count(coverage.tokens.begin(), coverage.tokens.end(), 1) ==
                std::ssize(coverage.tokens));
@@ -114,7 +115,7 @@ BOOST_AUTO_TEST_CASE(the_last_row_of_a_chunk_predicts_the_first_token_of_the_nex
     Rollout const rollout = make_rollout({{8, 7}});
     Reduction const reduction = make_reduction(rollout, false);
     std::vector<std::int64_t> const samples{0};
-    MicroBatch const outer = make_micro_batch(rollout, samples, reduction, 2, 0);
+    MicroBatch const outer = make_micro_batch(rollout, samples, reduction, {.size = 2}, 0);
     BOOST_TEST(outer.positions == (std::vector<std::int32_t>{0, 1, 6, 7}),
                boost::test_tools::per_element());
     BOOST_TEST(outer.response_rows == (std::vector<std::int32_t>{0, 1, 2}),
@@ -123,7 +124,7 @@ BOOST_AUTO_TEST_CASE(the_last_row_of_a_chunk_predicts_the_first_token_of_the_nex
                boost::test_tools::per_element());
     BOOST_TEST(outer.response_index == (std::vector<std::int64_t>{0, 1, 6}),
                boost::test_tools::per_element());
-    MicroBatch const inner = make_micro_batch(rollout, samples, reduction, 2, 1);
+    MicroBatch const inner = make_micro_batch(rollout, samples, reduction, {.size = 2}, 1);
     BOOST_TEST(inner.positions == (std::vector<std::int32_t>{2, 3, 4, 5}),
                boost::test_tools::per_element());
     BOOST_TEST(inner.targets == (std::vector<std::int32_t>{3, 4, 5, 6}),
@@ -134,7 +135,7 @@ BOOST_AUTO_TEST_CASE(the_first_response_row_is_the_last_prompt_row_and_the_last_
     Rollout const rollout = make_rollout({{6, 2}, {4, 1}});
     std::vector<std::int64_t> const samples{1, 0};
     MicroBatch const batch =
-        make_micro_batch(rollout, samples, make_reduction(rollout, false), 1, 0);
+        make_micro_batch(rollout, samples, make_reduction(rollout, false), {.size = 1}, 0);
     BOOST_TEST(batch.tokens == (std::vector<std::int32_t>{100, 101, 102, 103, 0, 1, 2, 3, 4, 5}),
                boost::test_tools::per_element());
     BOOST_TEST(batch.response_rows == (std::vector<std::int32_t>{2, 7, 8}),
@@ -151,7 +152,7 @@ BOOST_AUTO_TEST_CASE(a_rank_without_rows_still_knows_its_samples) {
     Rollout const rollout = make_rollout({{2, 1}});
     std::vector<std::int64_t> const samples{0};
     MicroBatch const batch =
-        make_micro_batch(rollout, samples, make_reduction(rollout, false), 4, 2);
+        make_micro_batch(rollout, samples, make_reduction(rollout, false), {.size = 4}, 2);
     BOOST_TEST(batch.rows() == 0);
     BOOST_TEST(batch.response_count() == 0);
     BOOST_TEST(batch.sample_count() == 1);
@@ -167,22 +168,21 @@ BOOST_AUTO_TEST_CASE(weights_are_of_the_global_batch_and_a_masked_sample_counts_
     std::vector<std::int64_t> const samples{2, 0, 1};
     for (int const cp : {1, 2, 4}) {
         for (int rank = 0; rank < cp; ++rank) {
-            MicroBatch const mean =
-                make_micro_batch(rollout, samples, make_reduction(rollout, false), cp, rank);
+            MicroBatch const mean = make_micro_batch(
+                rollout, samples, make_reduction(rollout, false), {.size = cp}, rank);
             BOOST_TEST(mean.mask_sum == (std::vector<float>{5, 2, 1}),
                        boost::test_tools::per_element());
             BOOST_TEST(mean.weight == (std::vector<float>{1 / 15.0F, 1 / 6.0F, 1 / 3.0F}),
                        boost::test_tools::per_element());
-            MicroBatch const token =
-                make_micro_batch(rollout, samples, make_reduction(rollout, true), cp, rank);
+            MicroBatch const token = make_micro_batch(
+                rollout, samples, make_reduction(rollout, true), {.size = cp}, rank);
             BOOST_TEST(token.weight == std::vector<float>(3, 1 / 8.0F),
                        boost::test_tools::per_element());
         }
     }
     std::vector<std::int64_t> const alone{0};
-    BOOST_TEST(
-        make_micro_batch(rollout, alone, make_reduction(rollout, false), 2, 1).weight.at(0) ==
-        1 / 6.0F);
+    BOOST_TEST(make_micro_batch(rollout, alone, make_reduction(rollout, false), {.size = 2}, 1)
+                   .weight.at(0) == 1 / 6.0F);
 }
 
 BOOST_AUTO_TEST_CASE(a_constant_over_tokens_averages_to_itself) {
@@ -197,7 +197,8 @@ BOOST_AUTO_TEST_CASE(a_constant_over_tokens_averages_to_itself) {
         int terms = 0;
         for (auto const& samples : std::vector<std::vector<std::int64_t>>{{3, 0}, {1}, {2}}) {
             for (int rank = 0; rank < 3; ++rank) {
-                MicroBatch const batch = make_micro_batch(rollout, samples, reduction, 3, rank);
+                MicroBatch const batch =
+                    make_micro_batch(rollout, samples, reduction, {.size = 3}, rank);
                 for (std::size_t r = 0; r < batch.mask.size(); ++r) {
                     sum += batch.mask[r] * static_cast<double>(batch.weight[batch.sample_of[r]]);
                     terms += batch.mask[r];

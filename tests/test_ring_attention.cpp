@@ -82,7 +82,7 @@ std::vector<float> local_rows(std::vector<Whole> const& sequences,
                               int cp_rank) {
     std::vector<float> rows;
     for (Whole const& whole : sequences) {
-        for (PositionRange const range : owned_ranges(whole.T, cp_size, cp_rank)) {
+        for (PositionRange const range : owned_ranges(whole.T, {.ranks = cp_size}, cp_rank)) {
             auto const& values = whole.*array;
             rows.insert(rows.end(), values.begin() + range.begin * width,
                         values.begin() + range.end * width);

@@ -114,8 +114,9 @@ struct Bench {
     }
 
     std::unique_ptr<Variant> variant(int cp) {
-        VariantPlan const plan = plan_variant(test_case.options, layout.config,
-                                              test_case.samples.rollout, test_world().size(), cp);
+        VariantPlan const plan =
+            plan_variant(test_case.options, layout.config, test_case.samples.rollout,
+                         test_world().size(), {fmt::format("cp{}", cp), {.size = cp}});
         return std::make_unique<Variant>(plan, test_world(), *backend, trace, layout.config,
                                          test_case.samples.rollout, reduction);
     }

@@ -26,6 +26,10 @@ Options dynamic(std::int64_t max_tokens) {
     return options;
 }
 
+VariantSpec sized(int cp) {
+    return {fmt::format("cp{}", cp), {.size = cp}};
+}
+
 std::vector<int> const worlds{1, 2, 3, 4, 6, 8};
 
 std::int64_t tokens_of(Rollout const& rollout, std::vector<std::int64_t> const& samples) {
@@ -40,7 +44,7 @@ BOOST_AUTO_TEST_CASE(a_plan_names_its_cp_size_and_fills_the_world) {
     for (int const world : worlds) {
         for (int const cp : valid_cp_sizes(world)) {
             VariantPlan const plan =
-                plan_variant(dynamic(64), small_config(), eight_samples(), world, cp);
+                plan_variant(dynamic(64), small_config(), eight_samples(), world, sized(cp));
             BOOST_TEST(plan.name == fmt::format("cp{}", cp));
             BOOST_TEST(plan.grid.world == world);
             BOOST_TEST(plan.grid.cp == cp);
@@ -50,8 +54,9 @@ BOOST_AUTO_TEST_CASE(a_plan_names_its_cp_size_and_fills_the_world) {
 }
 
 BOOST_AUTO_TEST_CASE(a_cp_size_that_does_not_divide_the_world_is_a_usage_error) {
-    test::check_fails(ExitCode::usage, "4",
-                      [] { plan_variant(dynamic(64), small_config(), eight_samples(), 4, 3); });
+    test::check_fails(ExitCode::usage, "4", [] {
+        plan_variant(dynamic(64), small_config(), eight_samples(), 4, sized(3));
+    });
 }
 
 BOOST_AUTO_TEST_CASE(each_sample_is_scheduled_once_whatever_the_batching) {
@@ -62,7 +67,8 @@ BOOST_AUTO_TEST_CASE(each_sample_is_scheduled_once_whatever_the_batching) {
                 Options options = dynamic(is_dynamic ? 50 : 0);
                 options.use_dynamic_batch_size = is_dynamic;
                 options.balance_data = is_dynamic;
-                VariantPlan const plan = plan_variant(options, small_config(), rollout, world, cp);
+                VariantPlan const plan =
+                    plan_variant(options, small_config(), rollout, world, sized(cp));
                 std::vector<std::int64_t> seen;
                 for (auto const& dp : plan.schedule) {
                     BOOST_TEST(dp.size() == plan.schedule.front().size());
@@ -82,7 +88,7 @@ BOOST_AUTO_TEST_CASE(each_sample_is_scheduled_once_whatever_the_batching) {
 BOOST_AUTO_TEST_CASE(a_bins_capacity_grows_with_cp) {
     Rollout const rollout = eight_samples();
     for (int const cp : {1, 2, 4}) {
-        VariantPlan const plan = plan_variant(dynamic(70), small_config(), rollout, cp, cp);
+        VariantPlan const plan = plan_variant(dynamic(70), small_config(), rollout, cp, sized(cp));
         for (auto const& samples : plan.schedule.front()) {
             BOOST_TEST(tokens_of(rollout, samples) <= 70 * cp);
         }
@@ -94,7 +100,7 @@ BOOST_AUTO_TEST_CASE(a_bins_capacity_grows_with_cp) {
 BOOST_AUTO_TEST_CASE(ranks_of_a_cp_group_share_samples_and_dp_ranks_do_not) {
     Rollout const rollout = eight_samples();
     Reduction const reduction = make_reduction(rollout, false);
-    VariantPlan const plan = plan_variant(dynamic(50), small_config(), rollout, 6, 3);
+    VariantPlan const plan = plan_variant(dynamic(50), small_config(), rollout, 6, sized(3));
     std::vector<int> held(static_cast<std::size_t>(rollout.response_tokens()));
     for (int rank = 0; rank < 6; ++rank) {
         auto const batches = make_micro_batches(plan, rollout, reduction, rank);
@@ -117,8 +123,9 @@ BOOST_AUTO_TEST_CASE(capacity_is_the_largest_of_each_kind_over_micro_batches) {
     Reduction const reduction = make_reduction(rollout, false);
     std::vector<std::int64_t> const first{0};
     std::vector<std::int64_t> const second{1};
-    std::vector<MicroBatch> const batches{make_micro_batch(rollout, first, reduction, 2, 0),
-                                          make_micro_batch(rollout, second, reduction, 2, 0)};
+    std::vector<MicroBatch> const batches{
+        make_micro_batch(rollout, first, reduction, {.size = 2}, 0),
+        make_micro_batch(rollout, second, reduction, {.size = 2}, 0)};
     // Rank 0 of 2: 40 tokens are chunks of 10 and 10, of which the last two rows hold one response
     // row; 12 tokens are chunks of 3 and 3, rows 0..2 and 9..10 respond.
     BOOST_TEST(capacity_of(batches).rows == 20);
@@ -133,7 +140,7 @@ BOOST_AUTO_TEST_CASE(the_largest_block_is_that_of_any_rank) {
     std::vector<std::int64_t> const samples{0};
     for (int rank = 0; rank < 4; ++rank) {
         std::vector<MicroBatch> const batches{
-            make_micro_batch(rollout, samples, reduction, 4, rank)};
+            make_micro_batch(rollout, samples, reduction, {.size = 4}, rank)};
         BOOST_TEST(batches.front().rows() == (rank == 3 ? 2 : 1));
         BOOST_TEST(max_block_rows(batches) == 2);
     }
