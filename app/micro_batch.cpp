@@ -67,7 +67,7 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
             append_range(batch, rollout, sample, slot, range);
         }
     }
-    batch.ring = make_ring_plan(lengths, cp.size, cp_rank);
+    batch.plan = make_cp_plan(lengths, cp, cp_rank);
     return batch;
 }
 

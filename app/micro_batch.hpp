@@ -27,7 +27,7 @@ Reduction make_reduction(Rollout const& rollout, bool per_token);
 /// sequence, so no halo.
 struct MicroBatch {
     std::vector<std::int64_t> samples;  ///< global sample indices
-    RingPlan ring;
+    CpPlan plan;
     std::vector<std::int32_t> tokens;          ///< S
     std::vector<std::int32_t> positions;       ///< S, global in the sequence
     std::vector<std::int32_t> response_rows;   ///< R, local row of the stream
