@@ -82,7 +82,8 @@ struct Ring {
     }
 
     RingStep step(int rank, int i) const {
-        RingStep step{.owner = after(rank, -i)};
+        RingStep step;
+        step.owner = after(rank, -i);
         step.chunks = needed(rank, step.owner);
         Block const keys = make_block(lengths, split, step.owner, step.chunks);
         step.rows = keys.rows();
@@ -151,7 +152,9 @@ RingPlan make_ring_plan(std::span<std::int64_t const> lengths, Split split, int 
     Ring const ring{lengths, split};
     require(rank >= 0 && rank < ring.size(), ExitCode::internal,
             "CP rank {} is outside a group of {}", rank, ring.size());
-    RingPlan plan{.size = ring.size(), .rank = rank};
+    RingPlan plan;
+    plan.size = ring.size();
+    plan.rank = rank;
     plan.next = ring.after(rank, 1);
     plan.previous = ring.after(rank, -1);
     for (int i = 0; i < plan.size; ++i) {
@@ -188,7 +191,10 @@ JoinPlan make_join_plan(std::span<std::int64_t const> lengths, Split split, int 
 
 CpPlan make_cp_plan(std::span<std::int64_t const> lengths, CpConfig const& config, int cp_rank) {
     Split const own{.layout = config.layout, .ranks = config.size};
-    CpPlan plan{.config = config, .rank = cp_rank, .lengths = {lengths.begin(), lengths.end()}};
+    CpPlan plan;
+    plan.config = config;
+    plan.rank = cp_rank;
+    plan.lengths.assign(lengths.begin(), lengths.end());
     Block const queries = make_block(lengths, own, cp_rank);
     plan.own_rows = queries.rows();
     if (config.method == CpMethod::all_gather && config.size > 1) {
