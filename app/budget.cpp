@@ -28,9 +28,8 @@ struct Tally {
 /// Rows of the low (or only) and the high chunks of each ring rank's block of the micro-batch.
 struct ChunkRows {
     ChunkRows(CpPlan const& plan) {
-        Split const split{.layout = plan.config.layout,
-                          .ranks = plan.config.size,
-                          .group = plan.config.a2a};
+        Split const split{
+            .layout = plan.config.layout, .ranks = plan.config.size, .group = plan.config.a2a};
         for (int holder = 0; holder < split.holders(); ++holder) {
             low.push_back(make_block(plan.lengths, split, holder, 1).rows());
             high.push_back(make_block(plan.lengths, split, holder).rows() - low.back());
@@ -94,8 +93,7 @@ void add_ring(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, 
     add("cp.dkv.home", layers, cost.home_calls, cost.home_rows);
 }
 
-void add_gather(Tally tally, std::int64_t layers, int passes, CpPlan const& plan,
-                HeadShape heads) {
+void add_gather(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads) {
     std::int64_t const row_bytes = 2 * heads.kv_heads * heads.head_dim * f32_bytes;
     std::int64_t const tokens =
         std::accumulate(plan.lengths.begin(), plan.lengths.end(), std::int64_t{0});

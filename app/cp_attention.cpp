@@ -35,8 +35,7 @@ std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Tra
                                                HeadShape shape, CpPlan const& plan,
                                                Tensor workspace) {
     if (gathers(plan)) {
-        return std::make_unique<GatherAttention>(backend, grid.cp(), trace, shape, plan,
-                                                 workspace);
+        return std::make_unique<GatherAttention>(backend, grid.cp(), trace, shape, plan, workspace);
     }
     if (plan.config.a2a == 1) {
         return std::make_unique<RingAttention>(backend, grid.ring(), trace, shape, plan.ring,

@@ -90,12 +90,13 @@ std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const&
             out += "\n";
         }
     }
-    fmt::format_to(
-        to,
-        "memory of a rank, at most: {} (model state {}, activations {}, attention wires {}, results "
-        "on rank 0 {})\n",
-        human_bytes(memory.total()), human_bytes(memory.state), human_bytes(memory.activations),
-        human_bytes(memory.wires), human_bytes(memory.results));
+    fmt::format_to(to,
+                   "memory of a rank, at most: {} (model state {}, activations {}, attention wires "
+                   "{}, results "
+                   "on rank 0 {})\n",
+                   human_bytes(memory.total()), human_bytes(memory.state),
+                   human_bytes(memory.activations), human_bytes(memory.wires),
+                   human_bytes(memory.results));
     fmt::format_to(to, "disk, at most: {} in {} ({} free)\n", human_bytes(disk_bytes), output,
                    human_bytes(static_cast<std::int64_t>(free_bytes(output))));
     return out;

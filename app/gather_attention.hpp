@@ -33,7 +33,7 @@ class GatherAttention final : public CpAttention {
     Trace& trace_;
     HeadShape shape_;
     CpPlan const& plan_;
-    Buffer ordered_, joined_;        // i32 row indices of JoinPlan
+    Buffer ordered_, joined_;          // i32 row indices of JoinPlan
     Tensor in_rank_order_, gradient_;  // workspace, (all rows, 2*G*D)
 };
 

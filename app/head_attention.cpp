@@ -107,15 +107,14 @@ void HeadAttention::for_each_kv_head(int rank, Tensor piece, Tensor kv, F const&
 
 void HeadAttention::to_ranks(char const* label, std::int64_t width) {
     std::vector<std::int64_t> const sent(plan_.join.rows.size(), plan_.own_rows * width);
-    comm_.all_to_all(label, group(width),
-                     matrix_at(own_, 0, plan_.own_rows * comm_.size(), width), sent,
-                     scaled(plan_.join.rows, width));
+    comm_.all_to_all(label, group(width), matrix_at(own_, 0, plan_.own_rows * comm_.size(), width),
+                     sent, scaled(plan_.join.rows, width));
 }
 
 void HeadAttention::from_ranks(char const* label, std::int64_t width) {
     std::vector<std::int64_t> const received(plan_.join.rows.size(), plan_.own_rows * width);
-    comm_.all_to_all(label, matrix_at(own_, 0, plan_.own_rows * comm_.size(), width),
-                     group(width), scaled(plan_.join.rows, width), received);
+    comm_.all_to_all(label, matrix_at(own_, 0, plan_.own_rows * comm_.size(), width), group(width),
+                     scaled(plan_.join.rows, width), received);
 }
 
 void HeadAttention::forward(Tensor o, Tensor /*lse*/, Tensor q, Tensor kv, Tensor kept) {

@@ -53,8 +53,8 @@ class HeadAttention final : public CpAttention {
     CpPlan const& plan_;
     std::unique_ptr<CpAttention> over_rows_;
     Buffer ordered_, joined_;  // i32 row indices of JoinPlan
-    Tensor own_, group_;     // workspace, flat: own rows by rank; group rows in rank order
-    Tensor dq_, dkv_, d_o_;  // workspace: group rows in position order
+    Tensor own_, group_;       // workspace, flat: own rows by rank; group rows in rank order
+    Tensor dq_, dkv_, d_o_;    // workspace: group rows in position order
 };
 
 }  // namespace cpstep

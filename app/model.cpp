@@ -64,9 +64,9 @@ std::int64_t Model::buffer_floats(ModelConfig const& config, ModelCapacity capac
 }
 
 Model::Rows Model::rows_of(Tape const& tape) const {
-    return {part(tape.x_in),     part(tape.x_mid), part(tape.rstd_in),
-            part(tape.rstd_mid), part(tape.lse),   part(tape.q),
-            part(tape.kv),       part(tape.o),     part(tape.gate_up), tape.kept};
+    return {part(tape.x_in),    part(tape.x_mid), part(tape.rstd_in), part(tape.rstd_mid),
+            part(tape.lse),     part(tape.q),     part(tape.kv),      part(tape.o),
+            part(tape.gate_up), tape.kept};
 }
 
 void Model::infer(ModelViews const& weights, ModelInput const& input, CpAttention& attention,

@@ -105,8 +105,8 @@ void RingAttention::fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tenso
         std::vector<float> values(static_cast<std::size_t>(o.elements()));
         backend_.download(values.data(), o);
         for (float& value : values) {  // to nearest, ties away from zero
-            value = std::bit_cast<float>((std::bit_cast<std::uint32_t>(value) + 0x8000U) &
-                                         0xFFFF0000U);
+            value =
+                std::bit_cast<float>((std::bit_cast<std::uint32_t>(value) + 0x8000U) & 0xFFFF0000U);
         }
         backend_.upload(o, values.data());
     }

@@ -9,11 +9,11 @@
 
 namespace cpstep {
 
-/// Forward: at each step the block at hand is folded in while the next hop is on the wire. Backward:
-/// K/V travel again; each step's share of dK/dV is added to the sum of the ranks before it, which
-/// was on the wire meanwhile, and moves on; a sum nobody adds to any more goes home. Only chunks
-/// that the receiver needs are sent (cp_plan.hpp). All sums in fp32.
-/// Ledger labels: cp.kv, cp.kv.backward, cp.dkv (hops), cp.dkv.home (straight home).
+/// Forward: at each step the block at hand is folded in while the next hop is on the wire.
+/// Backward: K/V travel again; each step's share of dK/dV is added to the sum of the ranks before
+/// it, which was on the wire meanwhile, and moves on; a sum nobody adds to any more goes home. Only
+/// chunks that the receiver needs are sent (cp_plan.hpp). All sums in fp32. Ledger labels: cp.kv,
+/// cp.kv.backward, cp.dkv (hops), cp.dkv.home (straight home).
 class RingAttention final : public CpAttention {
   public:
     RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, RingPlan const& plan,

@@ -107,8 +107,8 @@ Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
       workspace_(backend, workspace_of(batches_, heads_of(config)), 1, DType::f32) {
     for (MicroBatch const& batch : batches_) {
         buffers_.emplace_back(backend, batch);
-        attentions_.push_back(make_cp_attention(backend, grid_, trace, heads_of(config),
-                                                batch.plan, workspace_));
+        attentions_.push_back(
+            make_cp_attention(backend, grid_, trace, heads_of(config), batch.plan, workspace_));
     }
     grid_.set_observer(&trace);
 }

@@ -79,8 +79,8 @@ struct Whole {
 
 /// The rows of the packed sequences that this rank owns, of one of Whole's arrays.
 std::vector<float> local_rows(std::vector<Whole> const& sequences,
-                              std::vector<double> Whole::* array, std::int64_t width,
-                              Split split, int cp_rank) {
+                              std::vector<double> Whole::* array, std::int64_t width, Split split,
+                              int cp_rank) {
     std::vector<float> rows;
     for (Whole const& whole : sequences) {
         for (PositionRange const range : owned_ranges(whole.T, split, cp_rank)) {
@@ -153,8 +153,7 @@ struct Attended {
           dkv(*backend, plan.own_rows, kv_width, DType::f32) {
         Buffer const kept(*backend, attention_kept_floats(plan, shape), 1, DType::f32);
         Buffer const workspace(*backend, attention_workspace_floats(plan, shape), 1, DType::f32);
-        auto const attention =
-            make_cp_attention(*backend, grid, trace, shape, plan, workspace);
+        auto const attention = make_cp_attention(*backend, grid, trace, shape, plan, workspace);
         attention->forward(o, lse, q, kv, kept);
         forward_ledger = grid.ledger();
         // What is kept must not lie in the workspace, which other micro-batches use meanwhile.

@@ -155,7 +155,7 @@ struct Rings {
     /// Rows that go to the next rank after a step.
     std::vector<Place> passed(RingStep const& step) const {
         auto const all = at_hand(step);
-        return step.pass_on == 0 ? std::vector<Place>()
+        return step.pass_on == 0             ? std::vector<Place>()
                : step.pass_on == step.chunks ? all
                                              : picked(all, step.pass_rows);
     }
@@ -222,8 +222,8 @@ BOOST_AUTO_TEST_CASE(zigzag_work_is_equal_on_all_ranks_when_the_length_divides) 
                     pairs += area(step.segments);
                 }
                 // A rank of a group has 1/a2a of the heads and a2a times the pairs.
-                BOOST_REQUIRE_MESSAGE(pairs == fair * config.a2a,
-                                      described(config) << " rank " << rank);
+                BOOST_REQUIRE_MESSAGE(pairs == fair * config.a2a, described(config)
+                                                                      << " rank " << rank);
             }
         }
     }
@@ -279,8 +279,8 @@ BOOST_AUTO_TEST_CASE(only_chunks_the_receiver_needs_are_sent) {
                     visits += i > 0 ? seen : 0;
                 }
             }
-            BOOST_TEST(kv == (layout == CpLayout::zigzag ? 3 * size * (size - 1) / 2
-                                                         : size * (size - 1)));
+            BOOST_TEST(
+                kv == (layout == CpLayout::zigzag ? 3 * size * (size - 1) / 2 : size * (size - 1)));
             BOOST_TEST(kv == visits);
         }
     }
@@ -333,9 +333,10 @@ BOOST_AUTO_TEST_CASE(every_share_of_a_gradient_comes_home_exactly_once) {
                 int sent_home = 0;
                 for (RingStep const& step : plan.steps) {
                     sent_home += step.sends_home ? 1 : 0;
-                    BOOST_REQUIRE(!step.sends_home ||
-                                  rings.plans[step.owner].steps[&step - plan.steps.data()]
-                                          .home_from == plan.rank);
+                    BOOST_REQUIRE(
+                        !step.sends_home ||
+                        rings.plans[step.owner].steps[&step - plan.steps.data()].home_from ==
+                            plan.rank);
                 }
                 BOOST_REQUIRE(sent_home == 0 || sent_home == size - 2);
             }
@@ -398,8 +399,8 @@ BOOST_AUTO_TEST_CASE(two_ranks_have_the_documented_segments) {
     CpConfig const gather{.size = 2, .method = CpMethod::all_gather};
     BOOST_TEST((make_cp_plan(lengths, gather, 0).gathered ==
                 std::vector<Segment>{{0, 2, 0, 2, 0}, {2, 2, 0, 8, 6}}));
-    BOOST_TEST((make_cp_plan(lengths, gather, 1).gathered ==
-                std::vector<Segment>{{0, 4, 0, 6, 2}}));
+    BOOST_TEST(
+        (make_cp_plan(lengths, gather, 1).gathered == std::vector<Segment>{{0, 4, 0, 6, 2}}));
 }
 
 BOOST_AUTO_TEST_CASE(an_empty_micro_batch_still_has_every_step) {
