@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cuda/error.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -22,11 +23,12 @@ Segment range_segment(std::vector<PositionRange> const& keys, std::int64_t row,
     require(covered == 0 || covered >= range.size(), ExitCode::internal,
             "keys cover {} of the query positions [{}, {})", covered, range.begin, range.end);
     bool const diagonal = covered > 0;
+    std::int64_t const extra = planted(Fault::diagonal_off_by_one) ? 1 : 0;
     return {.q_row = 0,
             .q_rows = range.size(),
             .kv_row = row,
             .kv_rows = before + (diagonal ? range.size() : 0),
-            .diagonal = before - (diagonal ? 0 : 1)};
+            .diagonal = diagonal ? before + extra : before - 1};
 }
 
 /// One segment that says the same as a and then b, whose query rows follow those of a.

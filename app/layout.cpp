@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cuda/error.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -21,7 +22,12 @@ std::vector<PositionRange> owned_ranges(std::int64_t length, Split split, int ho
     if (split.layout == CpLayout::contiguous) {
         return {chunk(holder)};
     }
-    return {chunk(holder), chunk(2 * std::int64_t{split.holders()} - 1 - holder)};
+    if (planted(Fault::zigzag_chunk_of_another_rank) && holder == 0 && split.holders() > 1) {
+        holder = 1;
+    }
+    std::int64_t const last = 2 * std::int64_t{split.holders()} -
+                              (planted(Fault::zigzag_partner_off_by_one) ? 2 : 1);
+    return {chunk(holder), chunk(last - holder)};
 }
 
 std::int64_t owned_rows(std::int64_t length, Split split, int holder) {

@@ -199,6 +199,7 @@ std::vector<OptionSpec> measurement_options() {
         real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
         integer("threads", "a rank, 0: cores / ranks", {.high = 4096}, &Options::threads),
         real("comm-timeout", "seconds", {.high = 86400, .low_open = true}, &Options::comm_timeout),
+        flag("self-test", "plant known CP bugs", &Options::self_test),
     };
 }
 

@@ -79,7 +79,10 @@ void check_data_source(Options const& options) {
 }
 
 void check_combinations(Options const& options) {
-    check_data_source(options);
+    bool const built_in = options.self_test && options.hf_checkpoint.empty();
+    if (!built_in) {
+        check_data_source(options);
+    }
     require(!options.use_dynamic_batch_size || options.max_tokens_per_gpu > 0, ExitCode::usage,
             "{} needs --max-tokens-per-gpu, the size of a pack",
             named(options, "use-dynamic-batch-size"));

@@ -93,6 +93,7 @@ struct Options {
     double gate_ratio = 0.0;    ///< 0: off
     int threads = 0;            ///< a rank; 0: cores / ranks of the host
     double comm_timeout = 120;  ///< seconds
+    bool self_test = false;     ///< plant known bugs and see whether the verdict finds them
 
     // output
     std::filesystem::path output = "out";

@@ -16,6 +16,7 @@
 #include "app/report.hpp"
 #include "app/run_directory.hpp"
 #include "app/run_file.hpp"
+#include "app/self_test.hpp"
 #include "app/setup.hpp"
 #include "app/timing.hpp"
 #include "io/atomic_file.hpp"
@@ -339,22 +340,27 @@ std::string version() {
 }
 
 ExitCode run_command(World& world, std::vector<std::string> const& arguments) {
-    std::optional<Setup> setup;
-    world.collectively([&] { setup.emplace(arguments, world.size()); });
-    auto const settings = world.gather(serialize_options(setup->options));
+    Options options;
+    world.collectively([&] { options = parse_run_options(arguments, cpstep_environment()); });
+    auto const settings = world.gather(serialize_options(options));
     world.collectively([&] {
         std::string const difference = options_difference(settings);
         require(difference.empty(), ExitCode::usage,
                 "ranks were started with different settings: {}", difference);
     });
+    auto const timeout = std::chrono::duration<double>(options.comm_timeout);
+    world.set_deadline(std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+    if (options.self_test) {
+        return self_test_command(world, options);
+    }
+    std::optional<Setup> setup;
+    world.collectively([&] { setup.emplace(std::move(options), world.size()); });
     if (setup->options.dry_run) {
         if (world.root()) {
             fmt::print("{}", setup->description());
         }
         return ExitCode::pass;
     }
-    auto const timeout = std::chrono::duration<double>(setup->options.comm_timeout);
-    world.set_deadline(std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
     return Run(world, *setup).execute();
 }
 

@@ -1,6 +1,7 @@
 #include "app/setup.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "app/run_file.hpp"
 #include "app/timing.hpp"
@@ -29,8 +30,7 @@ std::vector<VariantPlan> plan_variants(Options const& options, ModelConfig const
                                        Rollout const& rollout, int world_size) {
     std::vector<VariantPlan> plans;
     int const world = planned_world(options, world_size);
-    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
-    for (VariantSpec const& spec : variant_specs(options, heads, world)) {
+    for (VariantSpec const& spec : variant_specs(options, heads_of(config), world)) {
         plans.push_back(plan_variant(options, config, rollout, world, spec));
     }
     return plans;
@@ -45,8 +45,8 @@ void require_inputs_fit(Options const& options, SampleSet const& samples) {
 
 }  // namespace
 
-Setup::Setup(std::vector<std::string> const& arguments, int world_size)
-    : options(parse_run_options(arguments, cpstep_environment())),
+Setup::Setup(Options chosen, int world_size)
+    : options(std::move(chosen)),
       layout(read_model_config(options.hf_checkpoint)),
       samples(load_samples(options, layout.config)),
       reduction(make_reduction(samples.rollout, options.calculate_per_token_loss)),
@@ -56,9 +56,6 @@ Setup::Setup(std::vector<std::string> const& arguments, int world_size)
     require_inputs_fit(options, samples);
     if (plans.size() == 1) {
         notes.emplace_back("one variant only: nothing is compared");
-    }
-    if (plans.front().grid.cp != 1) {
-        notes.push_back(fmt::format("the baseline is {}, not CP=1", plans.front().name));
     }
     if (samples.synthetic_old) {
         notes.emplace_back("responses, rewards and off-policy noise are synthetic (seeded)");

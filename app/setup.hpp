@@ -15,7 +15,7 @@
 namespace cpstep {
 
 struct Setup {
-    Setup(std::vector<std::string> const& arguments, int world_size);
+    Setup(Options options, int world_size);
 
     Options options;
     ParameterLayout layout;

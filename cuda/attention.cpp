@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/exp.hpp"
+#include "cuda/fault.hpp"
 #include "cuda/tile.hpp"
 
 // Each work item owns one tile of rows of one head and visits every segment that meets it in list
@@ -82,7 +83,9 @@ void store_row(ForwardScratch<T>& w, std::int64_t i, T* o, T& lse, std::int64_t 
         return;
     }
     T const merged = std::max(lse, lse_new) + std::log1p(std::exp(-std::abs(lse - lse_new)));
-    T const keep = std::exp(lse - merged);
+    T const keep = planted(Fault::merge_without_rescale) ? T(1)
+                   : planted(Fault::merge_wrong_sign)    ? std::exp(merged - lse)
+                                                         : std::exp(lse - merged);
     T const scale = std::exp(lse_new - merged) / w.sum[i];
     for (std::int64_t d = 0; d < head_dim; ++d) {
         o[d] = keep * o[d] + scale * sum_v[d];

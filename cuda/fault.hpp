@@ -34,9 +34,10 @@ enum class Fault : std::uint8_t {
     whitening_over_dp_only,
     stale_gather_order,
     bf16_between_merges,
-    replicated_loss_counted_on_every_rank,
+    replicated_loss_not_divided,
     heads_of_another_rank,
-    extra_all_gather,
+    extra_all_reduce,
+    seq_kl_gradient_of_local_tokens,
 };
 
 /// The fault planted in this process. A process-wide switch, as fail points are, so that an

@@ -1,0 +1,379 @@
+#include "app/self_test.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <iterator>
+#include <memory>
+#include <optional>
+
+#include "app/parity.hpp"
+#include "app/results.hpp"
+#include "app/self_test_case.hpp"
+#include "app/step.hpp"
+#include "app/variant.hpp"
+
+namespace cpstep {
+
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+/// One row of the report.
+struct Outcome {
+    std::string name, variant;
+    enum class Kind : std::uint8_t { caught, survived, not_planted, green, red } kind;
+    std::string by;       ///< the check, or why not
+    int exit_code = 0;    ///< a run's, if the fault were in it
+};
+
+/// A failed step's exit code and text; the code is pass where the step went through.
+struct Failure {
+    ExitCode code = ExitCode::pass;
+    std::string text;
+};
+
+/// One loss with what the baseline computes by it.
+struct Probe {
+    Options options;
+    std::unique_ptr<TrainStep> step;
+    VariantResult base;
+    std::vector<Check> noise;  ///< of the baseline, by one ulp in every weight
+};
+
+class SelfTest {
+  public:
+    SelfTest(World& world, SelfTestCase const& input);
+    ExitCode run();
+
+  private:
+    std::unique_ptr<Variant> variant(Probe const& probe, CpConfig const& config);
+    std::unique_ptr<TrainStep> new_step(Probe const& probe);
+    VariantResult collected(Probe& probe, Variant& variant, StepMetrics const& metrics);
+    void prepare(ProbeLoss loss);
+    CpConfig config_of(FaultSpec const& spec) const;
+    std::string why_not(FaultSpec const& spec);
+    Failure run_step(Probe& probe, Variant& variant, StepMetrics& metrics);
+    Outcome judged(Probe& probe, VariantResult const& result);
+    Outcome outcome_of(FaultSpec const& spec);
+    void report(std::vector<Outcome> const& outcomes, ExitCode code) const;
+
+    World& world_;
+    SelfTestCase const& input_;
+    Reduction reduction_;
+    std::unique_ptr<Backend> backend_;
+    Trace trace_;
+    ModelCapacity capacity_;
+    Probe probes_[2];
+    Seconds clean_step_{0};  ///< slowest step without a fault
+    std::chrono::milliseconds deadline_;
+};
+
+SelfTest::SelfTest(World& world, SelfTestCase const& input)
+    : world_(world),
+      input_(input),
+      reduction_(make_reduction(input.samples.rollout, false)),
+      backend_(make_host_backend(std::max(1, input.options.threads))),
+      deadline_(world.deadline()) {
+    HeadShape const heads = heads_of(input.layout.config);
+    auto const grow = [&](CpConfig const& config) {
+        VariantPlan const plan = plan_variant(input.options, input.layout.config,
+                                              input.samples.rollout, world.size(), {"", config});
+        ModelCapacity const own = capacity_of(
+            make_micro_batches(plan, input.samples.rollout, reduction_, world.rank()), heads);
+        capacity_.rows = std::max(capacity_.rows, own.rows);
+        capacity_.response_rows = std::max(capacity_.response_rows, own.response_rows);
+        capacity_.kept_floats = std::max(capacity_.kept_floats, own.kept_floats);
+    };
+    grow({});
+    for (FaultSpec const& spec : fault_table()) {
+        if (spec.method != CpMethod::a2a || heads.heads % world.size() == 0) {
+            PlantedFault const fault(spec.fault);  // some change how many rows a rank has
+            grow(config_of(spec));
+        }
+    }
+}
+
+CpConfig SelfTest::config_of(FaultSpec const& spec) const {
+    CpConfig config{.size = world_.size(), .method = spec.method, .loss = spec.loss};
+    config.a2a = spec.method == CpMethod::a2a ? config.size : 1;
+    return config;
+}
+
+std::unique_ptr<Variant> SelfTest::variant(Probe const& probe, CpConfig const& config) {
+    std::string name = config.size == 1 ? "cp1"
+                                        : fmt::format("cp{}-{}-{}", config.size,
+                                                      name_of(config.method), name_of(config.loss));
+    VariantPlan const plan =
+        plan_variant(probe.options, input_.layout.config, input_.samples.rollout, world_.size(),
+                     {std::move(name), config});
+    return std::make_unique<Variant>(plan, world_, *backend_, trace_, input_.layout.config,
+                                     input_.samples.rollout, reduction_);
+}
+
+std::unique_ptr<TrainStep> SelfTest::new_step(Probe const& probe) {
+    return std::make_unique<TrainStep>(*backend_, trace_, probe.options, input_.layout,
+                                       input_.samples, capacity_, input_.policy, input_.reference);
+}
+
+VariantResult SelfTest::collected(Probe& probe, Variant& variant, StepMetrics const& metrics) {
+    return collect_result(world_, *backend_, *probe.step, variant, input_.layout,
+                          input_.samples.rollout, metrics);
+}
+
+/// The baseline of a loss and its noise.
+void SelfTest::prepare(ProbeLoss loss) {
+    Probe& probe = probes_[static_cast<int>(loss)];
+    probe.options = probe_options(input_.options, loss);
+    probe.step = new_step(probe);
+    auto const baseline = variant(probe, {});
+    probe.step->prepare(*baseline);
+    probe.step->reset();
+    probe.base = collected(probe, *baseline, probe.step->run(*baseline));
+    VariantResult const noisy =
+        collected(probe, *baseline, probe.step->run_nudged(*baseline));
+    if (world_.root()) {
+        require(probe.base.metrics.grad_norm > 0, ExitCode::inconclusive,
+                "the gradient of the self-test's baseline is zero: no fault could show");
+        probe.noise = compare_results(probe.base, noisy, input_.layout, input_.samples.rollout,
+                                      probe.options.adamw, probe.options.clip_grad);
+    }
+}
+
+/// Why a fault cannot show in this case; "" if it can.
+std::string SelfTest::why_not(FaultSpec const& spec) {
+    CpConfig const config = config_of(spec);
+    std::int64_t const heads = input_.layout.config.num_attention_heads;
+    if (config.a2a > 1 && heads % config.a2a != 0) {
+        return fmt::format("{} ranks do not divide the {} query heads", config.a2a, heads);
+    }
+    if (spec.needs == Needs::three_ranks && world_.size() < 3) {
+        return "needs 3 ranks or more: with 2 both directions are the same";
+    }
+    auto const& mask = input_.samples.rollout.loss_mask;
+    if (spec.needs == Needs::masked_tokens && std::find(mask.begin(), mask.end(), 0) == mask.end()) {
+        return "every response token of these samples counts";
+    }
+    if (spec.needs == Needs::rank_without_rows) {
+        VariantPlan const plan = plan_variant(input_.options, input_.layout.config,
+                                              input_.samples.rollout, world_.size(), {"", config});
+        for (int rank = 0; rank < world_.size(); ++rank) {
+            for (MicroBatch const& batch :
+                 make_micro_batches(plan, input_.samples.rollout, reduction_, rank)) {
+                if (batch.response_count() == 0) {
+                    return "";
+                }
+            }
+        }
+        return "every rank has response rows of every micro-batch";
+    }
+    return "";
+}
+
+/// A step that may fail on any rank: what it failed of, agreed among all. The place where an
+/// exception of a step is not the end of the program.
+Failure SelfTest::run_step(Probe& probe, Variant& variant, StepMetrics& metrics) {
+    std::string own;
+    auto const begin = std::chrono::steady_clock::now();
+    try {
+        probe.step->prepare(variant);
+        probe.step->reset();
+        variant.grid().clear_ledger();
+        metrics = probe.step->run(variant);
+    } catch (Error const& error) {
+        own = static_cast<char>(error.code());
+        own += error.what();
+    }
+    Seconds const taken = std::chrono::steady_clock::now() - begin;
+    world_.set_deadline(deadline_);
+    auto const failures = world_.gather(own);
+    // A rank that timed out only waited for the one that failed.
+    Failure worst;
+    for (std::string const& failure : failures) {
+        bool const waited = failure.find("timed out") != std::string::npos;
+        if (!failure.empty() && (worst.text.empty() || !waited)) {
+            worst = {static_cast<ExitCode>(failure.front()), failure.substr(1)};
+        }
+    }
+    if (worst.code == ExitCode::pass && planted_fault == Fault::none) {
+        clean_step_ = std::max(clean_step_, Seconds(world_.max(taken.count())));
+    }
+    return worst;
+}
+
+/// What the verdict of a run would be; root only.
+Outcome SelfTest::judged(Probe& probe, VariantResult const& result) {
+    Outcome outcome{.name = {}, .variant = result.name, .kind = Outcome::Kind::green, .by = {}};
+    Rollout const& rollout = input_.samples.rollout;
+    std::string const bad = first_nonfinite(result, input_.layout, rollout);
+    if (!bad.empty()) {
+        outcome.kind = Outcome::Kind::red;
+        outcome.exit_code = static_cast<int>(ExitCode::nonfinite);
+        outcome.by = "NaN or Inf in " + bad;
+        return outcome;
+    }
+    auto checks = compare_results(probe.base, result, input_.layout, rollout, probe.options.adamw,
+                                  probe.options.clip_grad);
+    for (Check const& check : check_result(result)) {
+        checks.push_back(check);
+    }
+    double const growth = widen_bounds(checks, probe.noise);
+    auto const fails = [&](Check const& check) {
+        return !check.pass && (growth <= max_growth || !noise_may_explain(check));
+    };
+    auto const failed = std::count_if(checks.begin(), checks.end(), fails);
+    if (failed == 0) {
+        outcome.by = fmt::format("{} checks pass", checks.size());
+        return outcome;
+    }
+    Check const& first = *std::find_if(checks.begin(), checks.end(), fails);
+    outcome.kind = Outcome::Kind::red;
+    outcome.exit_code = static_cast<int>(ExitCode::parity);
+    outcome.by = first.name == "ledger"
+                     ? fmt::format("ledger: {}", first.where)
+                     : fmt::format("{} {:.1e} > {:.1e}", first.name, first.measured, first.bound);
+    if (failed > 1) {
+        outcome.by += fmt::format(", {} more", failed - 1);
+    }
+    return outcome;
+}
+
+Outcome SelfTest::outcome_of(FaultSpec const& spec) {
+    Probe& probe = probes_[static_cast<int>(spec.probe)];
+    bool const clean = spec.fault == Fault::none;
+    std::string const obstacle = why_not(spec);
+    Outcome outcome{.name = std::string(spec.name),
+                    .variant = fmt::format("{} {}", name_of(spec.method), name_of(spec.loss)),
+                    .kind = Outcome::Kind::not_planted,
+                    .by = obstacle};
+    if (!obstacle.empty()) {
+        return outcome;
+    }
+    StepMetrics metrics;
+    Failure failure;
+    std::unique_ptr<Variant> faulty;
+    {
+        PlantedFault const fault(spec.fault);
+        faulty = variant(probe, config_of(spec));
+        if (!clean) {
+            auto const patience = std::chrono::duration_cast<std::chrono::milliseconds>(
+                std::max(Seconds(3), 20 * clean_step_));
+            world_.set_deadline(std::min(deadline_, patience));
+        }
+        failure = run_step(probe, *faulty, metrics);
+    }
+    if (failure.code != ExitCode::pass) {
+        // Messages may still be on their way into these buffers: they are left where they are.
+        (void)faulty.release();
+        (void)probe.step.release();
+        probe.step = new_step(probe);
+        outcome.kind = Outcome::Kind::red;
+        outcome.by = failure.text;
+        outcome.exit_code = static_cast<int>(failure.code);
+    } else {
+        VariantResult const result = collected(probe, *faulty, metrics);
+        if (world_.root()) {
+            Outcome const verdict = judged(probe, result);
+            outcome.kind = verdict.kind;
+            outcome.by = verdict.by;
+            outcome.exit_code = verdict.exit_code;
+        }
+    }
+    if (!clean) {
+        outcome.kind = outcome.kind == Outcome::Kind::red ? Outcome::Kind::caught
+                                                          : Outcome::Kind::survived;
+    }
+    return outcome;
+}
+
+ExitCode SelfTest::run() {
+    for (ProbeLoss const loss : {ProbeLoss::gspo, ProbeLoss::grpo}) {
+        prepare(loss);
+    }
+    std::vector<FaultSpec> specs;
+    for (FaultSpec const& spec : fault_table()) {  // first each variant without a fault
+        FaultSpec clean = spec;
+        clean.fault = Fault::none;
+        clean.name = "none";
+        clean.needs = Needs::nothing;
+        bool const known = std::any_of(specs.begin(), specs.end(), [&](FaultSpec const& other) {
+            return config_of(other) == config_of(clean) && other.probe == clean.probe;
+        });
+        if (!known) {
+            specs.push_back(clean);
+        }
+    }
+    specs.insert(specs.end(), fault_table().begin(), fault_table().end());
+    std::vector<Outcome> outcomes;
+    for (FaultSpec const& spec : specs) {
+        if (world_.root() && !input_.options.quiet) {
+            fmt::print(stderr, "cpstep: self-test [{}/{}] {}\n", outcomes.size() + 1, specs.size(),
+                       spec.name);
+        }
+        outcomes.push_back(outcome_of(spec));
+    }
+    bool const bad = std::any_of(outcomes.begin(), outcomes.end(), [](Outcome const& outcome) {
+        return outcome.kind == Outcome::Kind::survived || outcome.kind == Outcome::Kind::red;
+    });
+    ExitCode code = bad ? ExitCode::parity : ExitCode::pass;
+    code = static_cast<ExitCode>(std::stoi(world_.broadcast(std::to_string(static_cast<int>(code)))));
+    if (world_.root()) {
+        report(outcomes, code);
+    }
+    return code;
+}
+
+std::string_view name_of(Outcome::Kind kind) {
+    switch (kind) {
+        case Outcome::Kind::caught:
+            return "caught";
+        case Outcome::Kind::survived:
+            return "SURVIVED";
+        case Outcome::Kind::not_planted:
+            return "not planted";
+        case Outcome::Kind::green:
+            return "green";
+        case Outcome::Kind::red:
+            break;
+    }
+    return "RED";
+}
+
+void SelfTest::report(std::vector<Outcome> const& outcomes, ExitCode code) const {
+    auto const count = [&](Outcome::Kind kind) {
+        return std::count_if(outcomes.begin(), outcomes.end(),
+                             [&](Outcome const& outcome) { return outcome.kind == kind; });
+    };
+    fmt::print("self-test: CP {} on {}\n{:<32} {:<18} {:<12} {:>4}  {}\n", world_.size(),
+               input_.about, "planted fault", "variant", "", "exit", "by");
+    for (Outcome const& outcome : outcomes) {
+        fmt::print("{:<32} {:<18} {:<12} {:>4}  {}\n", outcome.name, outcome.variant,
+                   name_of(outcome.kind),
+                   outcome.kind == Outcome::Kind::not_planted ? "-"
+                                                              : std::to_string(outcome.exit_code),
+                   outcome.by);
+    }
+    auto const caught = count(Outcome::Kind::caught);
+    fmt::print("\nself-test: {} (exit {}): {} of {} planted faults caught, {} not planted, {}\n",
+               code == ExitCode::pass ? "PASS" : "FAILED", static_cast<int>(code), caught,
+               caught + count(Outcome::Kind::survived), count(Outcome::Kind::not_planted),
+               count(Outcome::Kind::red) == 0 ? "green without a fault" : "RED without a fault");
+    std::fflush(stdout);
+}
+
+}  // namespace
+
+ExitCode self_test_command(World& world, Options const& options) {
+    world.collectively([&] {
+        require(world.size() > 1, ExitCode::usage,
+                "--self-test compares CP with no CP: start it on 2 ranks or more (mpirun -np 4)");
+    });
+    std::optional<SelfTestCase> input;
+    world.collectively([&] {
+        input.emplace(options.hf_checkpoint.empty() ? built_in_case(options, world.size())
+                                                    : users_case(options, world.size()));
+    });
+    return SelfTest(world, *input).run();
+}
+
+}  // namespace cpstep
