@@ -1,9 +1,52 @@
 #include "mpi/comm.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <numeric>
 
 namespace cpstep {
 namespace {
+
+constexpr std::int64_t f32_bytes = 4;
+
+std::int64_t bytes_of(Tensor tensor) {
+    return static_cast<std::int64_t>(tensor.bytes());
+}
+
+void require_company(std::string_view op, Comm const& comm, std::string_view label) {
+    require(comm.size() > 1, ExitCode::internal, "{} '{}' in a group of one", op, label);
+}
+
+void require_floats(std::string_view op, std::string_view label, Tensor tensor) {
+    require(tensor.dtype == DType::f32 && tensor.contiguous(), ExitCode::internal,
+            "{} '{}' takes contiguous float tensors", op, label);
+}
+
+/// One size a rank, none negative, that add up to `total`.
+void require_pieces(std::string_view op, Comm const& comm, std::string_view label,
+                    std::int64_t total, std::span<std::int64_t const> sizes) {
+    require_company(op, comm, label);
+    require(std::ssize(sizes) == comm.size() &&
+                std::ranges::all_of(sizes, [](std::int64_t size) { return size >= 0; }),
+            ExitCode::internal, "{} '{}' takes one size for each of {} ranks, none negative", op,
+            label, comm.size());
+    auto const sum = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+    require(sum == total, ExitCode::internal,
+            "{} '{}': the pieces of all ranks add up to {}, the tensor holds {}", op, label, sum,
+            total);
+}
+
+/// `whole` holds the blocks of all ranks in rank order, `part` is the one of this rank.
+void require_blocks(std::string_view op, Comm const& comm, std::string_view label, Tensor whole,
+                    Tensor part, std::span<std::int64_t const> rows) {
+    require_pieces(op, comm, label, whole.rows, rows);
+    require_floats(op, label, whole);
+    require_floats(op, label, part);
+    std::int64_t const own = rows[static_cast<std::size_t>(comm.rank())];
+    require(part.rows == own && (own == 0 || part.cols == whole.cols), ExitCode::internal,
+            "{} '{}': the block of rank {} is {} x {}, not {} x {}", op, label, comm.rank(),
+            part.rows, part.cols, own, whole.cols);
+}
 
 /// A label stands for one kind of call: a ledger line that mixed two could not be compared with a
 /// plan.
@@ -21,44 +64,86 @@ std::int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
-void Comm::account(CommRecord const& record) {
+void Comm::count(CommRecord const& record) {
     require_same_op(ledger_, record.label, record.op);
     LedgerEntry& entry = ledger_[std::string(record.label)];
     entry.op = record.op;
     entry.group_size = record.group_size;
     ++entry.calls;
     entry.bytes += record.bytes;
+}
+
+void Comm::tell(CommRecord const& record) const {
     if (observer_ != nullptr) {
         observer_->on_comm(record);
     }
+}
+
+template <class Work>
+void Comm::collective(std::string_view label, std::string_view op, std::int64_t bytes,
+                      Work const& work) {
+    require_same_op(ledger_, label, op);
+    CommRecord record{.label = label, .op = op, .group_size = size_, .bytes = bytes};
+    record.posted_ns = now_ns();
+    record.waited_ns = record.posted_ns;
+    work();
+    record.done_ns = now_ns();
+    count(record);
+    tell(record);
 }
 
 void Comm::all_reduce_sum(std::string_view label, Tensor data) {
     if (size_ == 1) {
         return;
     }
-    require(data.dtype == DType::f32 && data.contiguous(), ExitCode::internal,
-            "all_reduce '{}' takes a contiguous float tensor", label);
-    require_same_op(ledger_, label, "all_reduce");
-    CommRecord record{.label = label, .op = "all_reduce", .group_size = size_};
-    record.bytes = static_cast<std::int64_t>(data.bytes());
-    record.posted_ns = now_ns();
-    record.waited_ns = record.posted_ns;
-    do_all_reduce_sum(label, data);
-    record.done_ns = now_ns();
-    account(record);
+    require_floats("all_reduce", label, data);
+    collective(label, "all_reduce", bytes_of(data), [&] { do_all_reduce_sum(label, data); });
+}
+
+void Comm::all_gather(std::string_view label, Tensor recv, Tensor send,
+                      std::span<std::int64_t const> rows) {
+    require_blocks("all_gather", *this, label, recv, send, rows);
+    collective(label, "all_gather", bytes_of(recv) - bytes_of(send),
+               [&] { do_all_gather(label, recv, send, rows); });
+}
+
+void Comm::reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                              std::span<std::int64_t const> rows) {
+    require_blocks("reduce_scatter", *this, label, send, recv, rows);
+    collective(label, "reduce_scatter", bytes_of(send) - bytes_of(recv),
+               [&] { do_reduce_scatter_sum(label, recv, send, rows); });
+}
+
+void Comm::all_to_all(std::string_view label, Tensor recv, Tensor send,
+                      std::span<std::int64_t const> send_elements,
+                      std::span<std::int64_t const> recv_elements) {
+    require_pieces("all_to_all", *this, label, send.elements(), send_elements);
+    require_pieces("all_to_all", *this, label, recv.elements(), recv_elements);
+    require_floats("all_to_all", label, send);
+    require_floats("all_to_all", label, recv);
+    auto const own = static_cast<std::size_t>(rank_);
+    require(send_elements[own] == recv_elements[own], ExitCode::internal,
+            "all_to_all '{}' sends {} elements to its own rank, which expects {}", label,
+            send_elements[own], recv_elements[own]);
+    std::int64_t const kept = send_elements[own] * f32_bytes;
+    collective(label, "all_to_all", bytes_of(send) - kept,
+               [&] { do_all_to_all(label, recv, send, send_elements, recv_elements); });
 }
 
 int Comm::begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from) {
-    require(size_ > 1, ExitCode::internal, "exchange '{}' in a group of one", label);
-    require(send.contiguous() && recv.contiguous(), ExitCode::internal,
-            "exchange '{}' takes contiguous tensors", label);
-    require(to >= 0 && to < size_ && from >= 0 && from < size_, ExitCode::internal,
+    require_company("exchange", *this, label);
+    require(to >= no_peer && to < size_ && from >= no_peer && from < size_, ExitCode::internal,
             "exchange '{}' to rank {} and from rank {} of a group of {}", label, to, from, size_);
+    bool const sends = to != no_peer;
+    bool const receives = from != no_peer;
+    require((!sends || send.contiguous()) && (!receives || recv.contiguous()), ExitCode::internal,
+            "exchange '{}' takes contiguous tensors", label);
     require_same_op(ledger_, label, "exchange");
-    Open open{.label = std::string(label), .peer = world_rank_of(to)};
-    open.bytes = static_cast<std::int64_t>(send.bytes());
-    open.posted_ns = now_ns();
+    Open open{.label = std::string(label), .receives = receives, .posted_ns = now_ns()};
+    if (sends) {
+        open.peer = world_rank_of(to);
+        open.bytes = bytes_of(send);
+    }
     int const ticket = do_begin_exchange(label, send, to, recv, from);
     open_.emplace(ticket, std::move(open));
     return ticket;
@@ -75,7 +160,13 @@ void Comm::end_exchange(int ticket) {
     record.waited_ns = now_ns();
     do_end_exchange(ticket);
     record.done_ns = now_ns();
-    account(record);
+    bool const sends = open.peer != no_peer;
+    if (sends) {
+        count(record);
+    }
+    if (sends || open.receives) {
+        tell(record);
+    }
 }
 
 }  // namespace cpstep

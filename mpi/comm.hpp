@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -15,7 +16,7 @@ struct CommRecord {
     std::string_view label;
     std::string_view op;
     int group_size = 0;
-    int peer = -1;               ///< world rank sent to; -1 for a collective
+    int peer = -1;               ///< world rank sent to; -1 if nothing is, and for a collective
     std::int64_t bytes = 0;      ///< as in LedgerEntry
     std::int64_t posted_ns = 0;  ///< steady clock
     std::int64_t waited_ns = 0;  ///< when the wait began
@@ -32,11 +33,14 @@ class CommObserver {
     virtual void on_comm(CommRecord const& record) = 0;
 };
 
-/// Public calls record (ledger, observer), then do the work in the virtual ones. A group of one
-/// does nothing and records nothing. Every wait has a deadline and throws Error(communication) past
-/// it, naming label, op, peer and group.
+/// Public calls record (ledger, observer), then do the work in the virtual ones. In a group of one
+/// the all-reduce does nothing and records nothing; the other calls are errors there. Every wait
+/// has a deadline and throws Error(communication) past it, naming label, op, peer and group. An
+/// empty tensor may be default constructed. Buffers of one call never overlap.
 class Comm {
   public:
+    static constexpr int no_peer = -1;
+
     Comm(int rank, int size) : rank_(rank), size_(size) {}
     Comm(Comm const&) = delete;
     Comm& operator=(Comm const&) = delete;
@@ -48,10 +52,27 @@ class Comm {
     /// In place elementwise sum over the group; f32, contiguous.
     void all_reduce_sum(std::string_view label, Tensor data);
 
+    /// Every rank's block on every rank: `recv` holds those of all ranks in rank order, rows[r]
+    /// rows each, `send` is block rank(); f32, contiguous. `rows` is the same on all ranks.
+    void all_gather(std::string_view label, Tensor recv, Tensor send,
+                    std::span<std::int64_t const> rows);
+
+    /// The reverse: `send` holds a block for each rank in rank order, rows[r] rows each, `recv`
+    /// becomes the elementwise sum over ranks of block rank(); f32, contiguous.
+    void reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                            std::span<std::int64_t const> rows);
+
+    /// Piece r of `send` goes to rank r, piece r of `recv` comes from rank r; both flat, in rank
+    /// order, f32, contiguous. Sizes of sender and receiver agree.
+    void all_to_all(std::string_view label, Tensor recv, Tensor send,
+                    std::span<std::int64_t const> send_elements,
+                    std::span<std::int64_t const> recv_elements);
+
     /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`;
-    /// contiguous, sizes of sender and receiver agree, empty tensors are sent too. Buffers stay
-    /// untouched until end_exchange(ticket). Several exchanges may be open; all ranks open them in
-    /// the same order.
+    /// contiguous, sizes of sender and receiver agree, empty tensors are sent too. With no_peer
+    /// nothing is sent (or received) and that tensor is ignored. Buffers stay untouched until
+    /// end_exchange(ticket). Several exchanges may be open; all ranks open them in the same order,
+    /// also a rank that neither sends nor receives.
     int begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from);
     void end_exchange(int ticket);
 
@@ -61,6 +82,13 @@ class Comm {
 
   private:
     virtual void do_all_reduce_sum(std::string_view label, Tensor data) = 0;
+    virtual void do_all_gather(std::string_view label, Tensor recv, Tensor send,
+                               std::span<std::int64_t const> rows) = 0;
+    virtual void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                       std::span<std::int64_t const> rows) = 0;
+    virtual void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
+                               std::span<std::int64_t const> send_elements,
+                               std::span<std::int64_t const> recv_elements) = 0;
     virtual int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
                                   int from) = 0;
     virtual void do_end_exchange(int ticket) = 0;
@@ -68,11 +96,16 @@ class Comm {
 
     struct Open {
         std::string label;
-        int peer = -1;
-        std::int64_t bytes = 0;
+        int peer = no_peer;  // world rank sent to
+        bool receives = false;
+        std::int64_t bytes = 0;  // sent
         std::int64_t posted_ns = 0;
     };
-    void account(CommRecord const& record);
+    template <class Work>
+    void collective(std::string_view label, std::string_view op, std::int64_t bytes,
+                    Work const& work);
+    void count(CommRecord const& record);
+    void tell(CommRecord const& record) const;
 
     int rank_;
     int size_;

@@ -50,4 +50,19 @@ bool poll_until(Done const& done, std::chrono::milliseconds deadline) {
     return true;
 }
 
+/// Polls done() until it is true; past `deadline` throws an Error that names what(). When that or
+/// done() throws, `kept`, owners of memory that MPI may still use, are leaked on purpose.
+template <class Done, class What, class... Kept>
+void wait_for(Done const& done, std::chrono::milliseconds deadline, What const& what,
+              Kept&... kept) {
+    try {
+        if (!poll_until(done, deadline)) {
+            fail_timed_out(deadline, what());
+        }
+    } catch (...) {
+        ((void)kept.release(), ...);
+        throw;
+    }
+}
+
 }  // namespace cpstep

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <array>
 #include <exception>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "mpi/comm_bodies.hpp"
@@ -47,6 +49,11 @@ class MpiComm final : public Comm {
         std::string label;
         std::vector<Part> parts;
     };
+    /// Size and place of every rank's piece, in floats; MPI reads them until a call has finished.
+    struct Pieces {
+        std::vector<int> counts;
+        std::vector<int> offsets;
+    };
 
     void do_all_reduce_sum(std::string_view label, Tensor data) override {
         std::int64_t const floats = data.elements();
@@ -57,17 +64,42 @@ class MpiComm final : public Comm {
             ++unfinished_;
             MPI_CHECK(MPI_Iallreduce(MPI_IN_PLACE, begin + at, count, MPI_FLOAT, MPI_SUM, comm_,
                                      &request));
-            auto const done = [&] {
-                int flag = 0;
-                MPI_CHECK(MPI_Test(&request, &flag, MPI_STATUS_IGNORE));
-                return flag != 0;
-            };
-            if (!poll_until(done, world_.deadline())) {
-                fail_timed_out(world_.deadline(),
-                               fmt::format("all_reduce '{}' (group of {})", label, size()));
-            }
-            --unfinished_;
+            finish(request, "all_reduce", label);
         }
+    }
+
+    void do_all_gather(std::string_view label, Tensor recv, Tensor send,
+                       std::span<std::int64_t const> rows) override {
+        auto blocks = pieces_of("all_gather", label, rows, recv.cols);
+        MPI_Request request = MPI_REQUEST_NULL;
+        ++unfinished_;
+        MPI_CHECK(MPI_Iallgatherv(send.data, blocks->counts[own()], MPI_FLOAT, recv.data,
+                                  blocks->counts.data(), blocks->offsets.data(), MPI_FLOAT, comm_,
+                                  &request));
+        finish(request, "all_gather", label, blocks);
+    }
+
+    void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                               std::span<std::int64_t const> rows) override {
+        auto blocks = pieces_of("reduce_scatter", label, rows, send.cols);
+        MPI_Request request = MPI_REQUEST_NULL;
+        ++unfinished_;
+        MPI_CHECK(MPI_Ireduce_scatter(send.data, recv.data, blocks->counts.data(), MPI_FLOAT,
+                                      MPI_SUM, comm_, &request));
+        finish(request, "reduce_scatter", label, blocks);
+    }
+
+    void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
+                       std::span<std::int64_t const> send_elements,
+                       std::span<std::int64_t const> recv_elements) override {
+        auto leaving = pieces_of("all_to_all", label, send_elements, 1);
+        auto arriving = pieces_of("all_to_all", label, recv_elements, 1);
+        MPI_Request request = MPI_REQUEST_NULL;
+        ++unfinished_;
+        MPI_CHECK(MPI_Ialltoallv(send.data, leaving->counts.data(), leaving->offsets.data(),
+                                 MPI_FLOAT, recv.data, arriving->counts.data(),
+                                 arriving->offsets.data(), MPI_FLOAT, comm_, &request));
+        finish(request, "all_to_all", label, leaving, arriving);
     }
 
     int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
@@ -76,17 +108,21 @@ class MpiComm final : public Comm {
         int const tag = ticket % tag_count;
         Exchange exchange{.label = std::string(label), .parts = {}};
         ++unfinished_;
-        for_each_chunk(recv, [&](std::byte* data, int bytes) {
-            Part& part = exchange.parts.emplace_back();
-            part.peer = world_rank_of(from);
-            part.expected_bytes = bytes;
-            MPI_CHECK(MPI_Irecv(data, bytes, MPI_BYTE, from, tag, comm_, &part.request));
-        });
-        for_each_chunk(send, [&](std::byte* data, int bytes) {
-            Part& part = exchange.parts.emplace_back();
-            part.peer = world_rank_of(to);
-            MPI_CHECK(MPI_Isend(data, bytes, MPI_BYTE, to, tag, comm_, &part.request));
-        });
+        if (from != no_peer) {
+            for_each_chunk(recv, [&](std::byte* data, int bytes) {
+                Part& part = exchange.parts.emplace_back();
+                part.peer = world_rank_of(from);
+                part.expected_bytes = bytes;
+                MPI_CHECK(MPI_Irecv(data, bytes, MPI_BYTE, from, tag, comm_, &part.request));
+            });
+        }
+        if (to != no_peer) {
+            for_each_chunk(send, [&](std::byte* data, int bytes) {
+                Part& part = exchange.parts.emplace_back();
+                part.peer = world_rank_of(to);
+                MPI_CHECK(MPI_Isend(data, bytes, MPI_BYTE, to, tag, comm_, &part.request));
+            });
+        }
         in_flight_.emplace(ticket, std::move(exchange));
         return ticket;
     }
@@ -95,16 +131,49 @@ class MpiComm final : public Comm {
         auto node = in_flight_.extract(ticket);
         Exchange& exchange = node.mapped();
         for (Part& part : exchange.parts) {
-            auto const done = [&] { return test(exchange.label, part); };
-            if (!poll_until(done, world_.deadline())) {
-                fail_timed_out(world_.deadline(), describe(exchange.label, part));
-            }
+            wait_for([&] { return test(exchange.label, part); }, world_.deadline(),
+                     [&] { return describe(exchange.label, part); });
         }
         --unfinished_;
     }
 
     int world_rank_of(int group_rank) const override {
         return members_[static_cast<std::size_t>(group_rank)];
+    }
+
+    std::size_t own() const { return static_cast<std::size_t>(rank()); }
+
+    /// The pieces of `sizes` units each that lie one behind the other.
+    static std::unique_ptr<Pieces> pieces_of(std::string_view op, std::string_view label,
+                                             std::span<std::int64_t const> sizes,
+                                             std::int64_t unit) {
+        auto const floats = unit * std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+        constexpr int most = std::numeric_limits<int>::max();
+        require(floats <= most, ExitCode::communication,
+                "{} '{}' of {} floats exceeds the {} of one MPI call; use smaller micro batches",
+                op, label, floats, most);
+        auto pieces = std::make_unique<Pieces>();
+        int offset = 0;
+        for (std::int64_t const size : sizes) {
+            pieces->counts.push_back(static_cast<int>(size * unit));
+            pieces->offsets.push_back(offset);
+            offset += pieces->counts.back();
+        }
+        return pieces;
+    }
+
+    /// Waits for a collective, which reads `kept`.
+    template <class... Kept>
+    void finish(MPI_Request request, std::string_view op, std::string_view label, Kept&... kept) {
+        auto const done = [&] {
+            int flag = 0;
+            MPI_CHECK(MPI_Test(&request, &flag, MPI_STATUS_IGNORE));
+            return flag != 0;
+        };
+        wait_for(
+            done, world_.deadline(),
+            [&] { return fmt::format("{} '{}' (group of {})", op, label, size()); }, kept...);
+        --unfinished_;
     }
 
     /// An empty tensor makes one empty message, so that both sides know the exchange took place.
@@ -165,10 +234,9 @@ void meet(World const& world, std::vector<int> const& members) {
             MPI_CHECK(MPI_Testall(2, both.data(), &flag, MPI_STATUSES_IGNORE));
             return flag != 0;
         };
-        if (!poll_until(done, world.deadline())) {
-            fail_timed_out(world.deadline(),
-                           fmt::format("rank {} to form a group of {}", peer, members.size()));
-        }
+        wait_for(done, world.deadline(), [&] {
+            return fmt::format("rank {} to form a group of {}", peer, members.size());
+        });
     }
 }
 

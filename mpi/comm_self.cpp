@@ -10,6 +10,18 @@ class SelfComm final : public Comm {
 
   private:
     void do_all_reduce_sum(std::string_view label, Tensor) override { refuse(label); }
+    void do_all_gather(std::string_view label, Tensor, Tensor,
+                       std::span<std::int64_t const>) override {
+        refuse(label);
+    }
+    void do_reduce_scatter_sum(std::string_view label, Tensor, Tensor,
+                               std::span<std::int64_t const>) override {
+        refuse(label);
+    }
+    void do_all_to_all(std::string_view label, Tensor, Tensor, std::span<std::int64_t const>,
+                       std::span<std::int64_t const>) override {
+        refuse(label);
+    }
     int do_begin_exchange(std::string_view label, Tensor, int, Tensor, int) override {
         refuse(label);
     }

@@ -2,14 +2,14 @@
 
 #include <fmt/ranges.h>
 
-#include <numeric>
-
 namespace cpstep {
 namespace {
 
-std::vector<int> consecutive(int first, int count) {
-    std::vector<int> ranks(static_cast<std::size_t>(count));
-    std::iota(ranks.begin(), ranks.end(), first);
+std::vector<int> every(int step, int first, int count) {
+    std::vector<int> ranks;
+    for (int i = 0; i < count; ++i) {
+        ranks.push_back(first + i * step);
+    }
     return ranks;
 }
 
@@ -25,7 +25,7 @@ std::vector<int> valid_cp_sizes(int world) {
     return sizes;
 }
 
-GridShape make_grid_shape(int world, int cp) {
+GridShape make_grid_shape(int world, int cp, int a2a) {
     require(world >= 1, ExitCode::internal, "a grid of {} ranks", world);
     require(
         world > 1 || cp <= 1, ExitCode::usage,
@@ -35,34 +35,49 @@ GridShape make_grid_shape(int world, int cp) {
     require(cp >= 1 && world % cp == 0, ExitCode::usage,
             "context parallel size {} does not divide this job's {} rank{}; valid sizes: {}", cp,
             world, world == 1 ? "" : "s", fmt::join(valid_cp_sizes(world), ", "));
-    return {.world = world, .cp = cp};
+    require(a2a >= 1 && cp % a2a == 0, ExitCode::internal,
+            "groups of {} ranks do not divide a context parallel group of {}", a2a, cp);
+    return {.world = world, .cp = cp, .a2a = a2a};
 }
 
 Grid::Grid(World& world, GridShape shape)
     : shape_(shape), dp_rank_(shape.dp_rank(world.rank())), cp_rank_(shape.cp_rank(world.rank())) {
     require(shape.world == world.size(), ExitCode::internal, "a grid of {} ranks in a job of {}",
             shape.world, world.size());
-    cp_ = world.make_host_comm(consecutive(shape.rank_of(dp_rank_, 0), shape.cp));
-    dp_cp_ = world.make_host_comm(consecutive(0, shape.world));
+    // Every rank forms its groups in this order, so that none waits in a circle.
+    int const first = shape.rank_of(dp_rank_, 0);
+    int const place = cp_rank_ % shape.a2a;
+    cp_ = form(world, every(1, first, shape.cp));
+    dp_cp_ = form(world, every(1, 0, shape.world));
+    a2a_ = shape.a2a == shape.cp ? cp_ : form(world, every(1, first + cp_rank_ - place, shape.a2a));
+    ring_ = shape.a2a == 1 ? cp_ : form(world, every(shape.a2a, first + place, shape.ring()));
+}
+
+Comm* Grid::form(World& world, std::vector<int> const& members) {
+    return groups_.emplace_back(world.make_host_comm(members)).get();
 }
 
 Ledger Grid::ledger() const {
-    Ledger both = dp_cp_->ledger();
-    for (auto const& [label, entry] : cp_->ledger()) {
-        require(both.emplace(label, entry).second, ExitCode::internal,
-                "label '{}' is used in the context parallel group and among all ranks", label);
+    Ledger all;
+    for (auto const& group : groups_) {
+        for (auto const& [label, entry] : group->ledger()) {
+            require(all.emplace(label, entry).second, ExitCode::internal,
+                    "label '{}' is used in two groups; give each its own label", label);
+        }
     }
-    return both;
+    return all;
 }
 
 void Grid::clear_ledger() {
-    cp_->clear_ledger();
-    dp_cp_->clear_ledger();
+    for (auto const& group : groups_) {
+        group->clear_ledger();
+    }
 }
 
 void Grid::set_observer(CommObserver* observer) {
-    cp_->set_observer(observer);
-    dp_cp_->set_observer(observer);
+    for (auto const& group : groups_) {
+        group->set_observer(observer);
+    }
 }
 
 }  // namespace cpstep

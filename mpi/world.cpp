@@ -16,7 +16,7 @@
 namespace cpstep {
 namespace {
 
-/// Memory MPI may still write to when a wait for it fails: then it is leaked on purpose.
+/// Memory that MPI reads and writes until a call has finished.
 template <class T>
 using Message = std::unique_ptr<std::vector<T>>;
 
@@ -34,14 +34,9 @@ void finish(MPI_Request request, World const& world, std::string_view what,
         MPI_CHECK(MPI_Test(&request, &flag, MPI_STATUS_IGNORE));
         return flag != 0;
     };
-    try {
-        if (!poll_until(done, world.deadline())) {
-            fail_timed_out(world.deadline(), fmt::format("{} ({} ranks)", what, world.size()));
-        }
-    } catch (...) {
-        ((void)messages.release(), ...);
-        throw;
-    }
+    wait_for(
+        done, world.deadline(), [&] { return fmt::format("{} ({} ranks)", what, world.size()); },
+        messages...);
 }
 
 int to_count(std::size_t bytes) {

@@ -1,51 +1,12 @@
 #define BOOST_TEST_MODULE comm
-#include <numeric>
 #include <thread>
 
 #include "tests/errors.hpp"
-#include "tests/mpi_test_main.hpp"
+#include "tests/groups.hpp"
 
 using namespace cpstep;
-using cpstep::test::contains;
-using cpstep::test::error_of;
-using cpstep::test::test_world;
+using namespace cpstep::test;
 using namespace std::chrono_literals;
-
-namespace {
-
-template <class T>
-Tensor tensor_of(std::vector<T>& values) {
-    auto const n = static_cast<std::int64_t>(values.size());
-    return {values.data(), dtype_of<T>::value, n, 1, 1};
-}
-
-std::unique_ptr<Comm> everyone() {
-    std::vector<int> ranks(static_cast<std::size_t>(test_world().size()));
-    std::iota(ranks.begin(), ranks.end(), 0);
-    return test_world().make_host_comm(ranks);
-}
-
-int next(Comm const& comm) {
-    return (comm.rank() + 1) % comm.size();
-}
-int previous(Comm const& comm) {
-    return (comm.rank() + comm.size() - 1) % comm.size();
-}
-
-bool alone() {
-    return test_world().size() == 1;
-}
-
-struct Recorder : CommObserver {
-    std::vector<CommRecord> records;
-    std::vector<std::string> labels;
-    void on_comm(CommRecord const& record) override {
-        records.push_back(record);
-        labels.emplace_back(record.label);
-    }
-};
-
-}  // namespace
 
 BOOST_AUTO_TEST_CASE(all_reduce_sums_small_integers_exactly) {
     auto const comm = everyone();
@@ -119,6 +80,81 @@ BOOST_AUTO_TEST_CASE(messages_may_differ_in_size_and_be_empty) {
         comm->begin_exchange("nothing", Tensor{}, next(*comm), Tensor{}, previous(*comm)));
     BOOST_TEST(comm->ledger().at("nothing").calls == 1);
     BOOST_TEST(comm->ledger().at("nothing").bytes == 0);
+}
+
+// From rank r to r + 1 only: the first receives from nobody and the last sends to nobody.
+BOOST_AUTO_TEST_CASE(a_chain_has_ends_that_only_send_or_only_receive) {
+    if (alone()) {
+        return;
+    }
+    auto const comm = everyone();
+    int const rank = comm->rank();
+    bool const first = rank == 0;
+    bool const last = rank == comm->size() - 1;
+    Recorder recorder;
+    comm->set_observer(&recorder);
+    std::vector<std::int32_t> mine{rank, 100 + rank};
+    std::vector<std::int32_t> arriving(2, -1);
+    comm->end_exchange(comm->begin_exchange(
+        "chain", last ? Tensor{} : tensor_of(mine), last ? Comm::no_peer : rank + 1,
+        first ? Tensor{} : tensor_of(arriving), first ? Comm::no_peer : rank - 1));
+    BOOST_TEST(arriving[0] == rank - 1);
+    BOOST_TEST(arriving[1] == (first ? -1 : 100 + rank - 1));
+
+    Ledger want;
+    if (!last) {
+        want["chain"] = {.op = "exchange", .group_size = comm->size(), .calls = 1, .bytes = 8};
+    }
+    BOOST_TEST((comm->ledger() == want));
+    BOOST_REQUIRE_EQUAL(recorder.records.size(), 1U);
+    BOOST_TEST(recorder.records[0].peer == (last ? -1 : rank + 1));
+    BOOST_TEST(recorder.records[0].bytes == (last ? 0 : 8));
+    BOOST_TEST(recorder.records[0].op == "exchange");
+    BOOST_TEST(recorder.labels[0] == "chain");
+}
+
+// Only rank 0 sends, to rank 1; message k is told from the others by its ticket alone.
+BOOST_AUTO_TEST_CASE(ranks_without_a_part_in_an_exchange_keep_in_step_and_record_nothing) {
+    if (alone()) {
+        return;
+    }
+    auto const comm = everyone();
+    Recorder recorder;
+    comm->set_observer(&recorder);
+    std::vector<std::vector<std::int32_t>> buffers;
+    std::vector<int> tickets;
+    for (int k = 0; k < 3; ++k) {
+        Tensor const data = tensor_of(buffers.emplace_back(1, comm->rank() == 0 ? 10 + k : -1));
+        tickets.push_back(comm->begin_exchange(fmt::format("k{}", k), data,
+                                               comm->rank() == 0 ? 1 : Comm::no_peer, data,
+                                               comm->rank() == 1 ? 0 : Comm::no_peer));
+    }
+    for (std::size_t const k : {2, 0, 1}) {
+        comm->end_exchange(tickets[k]);
+        BOOST_TEST(buffers[k][0] == (comm->rank() < 2 ? 10 + static_cast<int>(k) : -1));
+    }
+    BOOST_TEST(comm->ledger().size() == (comm->rank() == 0 ? 3U : 0U));
+    BOOST_TEST(recorder.records.size() == (comm->rank() < 2 ? 3U : 0U));
+
+    // A ring among all shows that the tickets still agree.
+    std::vector<std::int32_t> mine{comm->rank()};
+    std::vector<std::int32_t> arriving{-1};
+    comm->end_exchange(comm->begin_exchange("ring", tensor_of(mine), next(*comm),
+                                            tensor_of(arriving), previous(*comm)));
+    BOOST_TEST(arriving[0] == previous(*comm));
+}
+
+BOOST_AUTO_TEST_CASE(a_peer_outside_the_group_is_refused) {
+    if (alone()) {
+        return;
+    }
+    auto const comm = everyone();
+    for (int const peer : {-2, comm->size()}) {
+        BOOST_CHECK_THROW((void)comm->begin_exchange("x", Tensor{}, peer, Tensor{}, Comm::no_peer),
+                          Error);
+        BOOST_CHECK_THROW((void)comm->begin_exchange("x", Tensor{}, Comm::no_peer, Tensor{}, peer),
+                          Error);
+    }
 }
 
 BOOST_AUTO_TEST_CASE(open_exchanges_may_end_in_any_order) {

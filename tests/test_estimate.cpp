@@ -100,6 +100,17 @@ class UnusedComm final : public Comm {
 
   private:
     void do_all_reduce_sum(std::string_view, Tensor) override { unexpected(); }
+    void do_all_gather(std::string_view, Tensor, Tensor, std::span<std::int64_t const>) override {
+        unexpected();
+    }
+    void do_reduce_scatter_sum(std::string_view, Tensor, Tensor,
+                               std::span<std::int64_t const>) override {
+        unexpected();
+    }
+    void do_all_to_all(std::string_view, Tensor, Tensor, std::span<std::int64_t const>,
+                       std::span<std::int64_t const>) override {
+        unexpected();
+    }
     int do_begin_exchange(std::string_view, Tensor, int, Tensor, int) override { unexpected(); }
     void do_end_exchange(int) override { unexpected(); }
     int world_rank_of(int) const override { unexpected(); }
