@@ -7,22 +7,6 @@ namespace cpstep {
 
 namespace {
 
-Buffer uploaded(Backend& backend, std::vector<std::int32_t> const& values) {
-    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::i32);
-    backend.upload(buffer, values.data());
-    return buffer;
-}
-
-Buffer uploaded(Backend& backend, std::vector<float> const& values) {
-    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::f32);
-    backend.upload(buffer, values.data());
-    return buffer;
-}
-
-Buffer column(Backend& backend, std::int64_t rows) {
-    return {backend, rows, 1, DType::f32};
-}
-
 HeadShape heads_of(ModelConfig const& config) {
     return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
 }
@@ -90,26 +74,6 @@ std::int64_t max_block_rows(std::vector<MicroBatch> const& batches) {
     return rows;
 }
 
-BatchBuffers::BatchBuffers(Backend& backend, MicroBatch const& batch)
-    : tokens(uploaded(backend, batch.tokens)),
-      positions(uploaded(backend, batch.positions)),
-      response_rows(uploaded(backend, batch.response_rows)),
-      targets(uploaded(backend, batch.targets)),
-      sample_of(uploaded(backend, batch.sample_of)),
-      mask(uploaded(backend, batch.mask)),
-      mask_sum(uploaded(backend, batch.mask_sum)),
-      weight(uploaded(backend, batch.weight)),
-      seq_kl(column(backend, batch.sample_count())),
-      d_seq_kl(column(backend, batch.sample_count())),
-      advantages(column(backend, batch.response_count())),
-      old_log_probs(column(backend, batch.response_count())),
-      ref_log_probs(column(backend, batch.response_count())),
-      rollout_log_probs(column(backend, batch.response_count())),
-      log_probs(column(backend, batch.response_count())),
-      entropy(column(backend, batch.response_count())),
-      d_log_probs(column(backend, batch.response_count())),
-      d_entropy(column(backend, batch.response_count())) {}
-
 Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
                  ModelConfig const& config, Rollout const& rollout, Reduction const& reduction)
     : plan_(std::move(plan)),
@@ -118,6 +82,7 @@ Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
       attention_(backend, grid_.cp(), trace, heads_of(config), max_block_rows(batches_)) {
     for (MicroBatch const& batch : batches_) {
         buffers_.emplace_back(backend, batch);
+        losses_.push_back(make_loss_path(backend, grid_.cp(), batch));
     }
     grid_.set_observer(&trace);
 }

@@ -43,14 +43,15 @@ std::vector<Cost> moved_around(std::vector<std::int64_t> const& rows, int hops,
 }
 
 /// Micro-batches of the samples 0, 1, ... on one rank, `count` samples each.
-std::vector<MicroBatch> batches_of(Rollout const& rollout, std::int64_t count, int cp, int rank) {
+std::vector<MicroBatch> batches_of(Rollout const& rollout, std::int64_t count, CpConfig const& cp,
+                                   int rank) {
     Reduction const reduction = make_reduction(rollout, false);
     std::vector<MicroBatch> batches;
     for (std::int64_t j = 0; j < rollout.samples(); j += count) {
         std::vector<std::int64_t> samples(
             static_cast<std::size_t>(std::min(count, rollout.samples() - j)));
         std::iota(samples.begin(), samples.end(), j);
-        batches.push_back(make_micro_batch(rollout, samples, reduction, {.size = cp}, rank));
+        batches.push_back(make_micro_batch(rollout, samples, reduction, cp, rank));
     }
     return batches;
 }
@@ -99,8 +100,8 @@ BOOST_AUTO_TEST_CASE(the_closed_form_of_the_ring_is_the_sum_of_its_messages) {
         for (int rank = 0; rank < cp; ++rank) {
             for (int const passes : {1, 2, 3}) {
                 StepShape const shape{.ref_pass = passes > 1, .old_pass = passes > 2};
-                Ledger const ledger =
-                    expected_ledger(shape, layout, batches_of(rollout, 3, cp, rank), {cp, cp});
+                Ledger const ledger = expected_ledger(
+                    shape, layout, batches_of(rollout, 3, {.size = cp}, rank), {cp, cp});
                 Cost const kv = simulated(rollout, 3, cp, rank, cp - 1, row_bytes);
                 Cost const dkv = simulated(rollout, 3, cp, rank, cp, row_bytes);
                 BOOST_TEST_CONTEXT("CP " << cp << " rank " << rank << " forward passes "
@@ -122,23 +123,22 @@ BOOST_AUTO_TEST_CASE(the_closed_form_of_the_ring_is_the_sum_of_its_messages) {
 BOOST_AUTO_TEST_CASE(each_label_has_its_calls_and_bytes) {
     // 7 samples in micro-batches of 3, 3 and 1 on 4 ranks as DP 2 x CP 2.
     ParameterLayout const layout(small_config());
-    auto const batches = batches_of(make_rollout(uneven), 3, 2, 1);
+    auto const batches = batches_of(make_rollout(uneven), 3, {.size = 2}, 1);
     StepShape const shape{.seq_kl = true, .seq_kl_grad = true, .whiten = true};
     Ledger const ledger = expected_ledger(shape, layout, batches, {4, 2});
     BOOST_TEST(ledger.at("cp.kv").calls == 3 * 3 * 1);
     BOOST_TEST(ledger.at("cp.kv.backward").calls == 3 * 3 * 1);
     BOOST_TEST(ledger.at("cp.dkv").calls == 3 * 3 * 2);
     BOOST_TEST((ledger.at("loss.seq_kl") == LedgerEntry{"all_reduce", 2, 3, 7 * 4}));
-    BOOST_TEST((ledger.at("loss.seq_kl_grad") == LedgerEntry{"all_reduce", 2, 3, 7 * 4}));
     BOOST_TEST((ledger.at("advantages.whiten") == LedgerEntry{"all_reduce", 4, 1, 12}));
     BOOST_TEST((ledger.at("grad") == LedgerEntry{"all_reduce", 4, 1, 4 * layout.size}));
     BOOST_TEST((ledger.at("metrics") == LedgerEntry{"all_reduce", 4, 1, 4 * metric_count}));
-    BOOST_TEST(ledger.size() == 8U);
+    BOOST_TEST(ledger.size() == 7U);
 }
 
 BOOST_AUTO_TEST_CASE(labels_follow_the_settings_of_the_loss) {
     ParameterLayout const layout(small_config());
-    auto const batches = batches_of(make_rollout(uneven), 3, 2, 0);
+    auto const batches = batches_of(make_rollout(uneven), 3, {.size = 2}, 0);
     std::set<std::string> const always{"cp.kv", "cp.kv.backward", "cp.dkv", "grad", "metrics"};
     auto const extra = [&](std::function<void(Options&)> const& set) {
         Options options;
@@ -154,15 +154,60 @@ BOOST_AUTO_TEST_CASE(labels_follow_the_settings_of_the_loss) {
     BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::grpo; }) == Labels{}));
     BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::cispo; }) == Labels{}));
     BOOST_TEST((extra([](Options& o) { o.loss.use_opsm = true; }) == Labels{"loss.seq_kl"}));
-    BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::gspo; }) ==
-                Labels{"loss.seq_kl", "loss.seq_kl_grad"}));
+    BOOST_TEST(
+        (extra([](Options& o) { o.loss.estimator = Estimator::gspo; }) == Labels{"loss.seq_kl"}));
     BOOST_TEST(
         (extra([](Options& o) { o.normalize_advantages = true; }) == Labels{"advantages.whiten"}));
 }
 
+BOOST_AUTO_TEST_CASE(each_loss_path_has_its_calls_and_bytes) {
+    // 7 samples in micro-batches of 3, 3 and 1 on CP 2.
+    ParameterLayout const layout(small_config());
+    Rollout const rollout = make_rollout(uneven);
+    auto const loss_entries = [&](LossComm loss, StepShape const& shape) {
+        Ledger ledger = expected_ledger(
+            shape, layout, batches_of(rollout, 3, {.size = 2, .loss = loss}, 1), {2, 2});
+        std::erase_if(ledger, [](auto const& item) { return !item.first.starts_with("loss."); });
+        return ledger;
+    };
+    StepShape const nothing;
+    StepShape const opsm{.seq_kl = true, .tis = true};
+    StepShape const gspo{.seq_kl = true, .seq_kl_grad = true};
+    StepShape const gspo_tis{.seq_kl = true, .seq_kl_grad = true, .tis = true};
+    BOOST_TEST(loss_entries(LossComm::scalar, nothing).empty());
+    BOOST_TEST((loss_entries(LossComm::scalar, opsm) ==
+                Ledger{{"loss.seq_kl", {"all_reduce", 2, 3, 7 * 4}}}));
+    BOOST_TEST((loss_entries(LossComm::scalar, gspo_tis) ==
+                Ledger{{"loss.seq_kl", {"all_reduce", 2, 3, 7 * 8}}}));
+
+    LedgerEntry const padded{"all_reduce", 2, 7, 4 * rollout.response_tokens()};
+    BOOST_TEST(loss_entries(LossComm::padded, nothing).empty());
+    BOOST_TEST((loss_entries(LossComm::padded, opsm) ==
+                Ledger{{"loss.padded.new", padded}, {"loss.padded.old", padded}}));
+    BOOST_TEST(
+        (loss_entries(LossComm::padded, gspo) == Ledger{{"loss.padded.new", padded},
+                                                        {"loss.padded.old", padded},
+                                                        {"loss.padded.new.backward", padded},
+                                                        {"loss.padded.old.backward", padded}}));
+
+    std::int64_t others = 0;
+    for (std::int64_t j = 0; j < rollout.samples(); ++j) {
+        others += owned_rows(rollout.total_length(j), {.ranks = 2}, 0);
+    }
+    LedgerEntry const gathered{"all_gather", 2, 3, 8 * others};
+    Ledger const always{{"loss.gather.train", gathered},
+                        {"loss.gather.backward", {"reduce_scatter", 2, 3, 8 * others}}};
+    BOOST_TEST((loss_entries(LossComm::gather, nothing) == always));
+    BOOST_TEST((loss_entries(LossComm::gather, gspo_tis) == always));
+    Ledger with_passes = always;
+    with_passes["loss.gather.ref"] = with_passes["loss.gather.old"] = gathered;
+    BOOST_TEST(
+        (loss_entries(LossComm::gather, {.ref_pass = true, .old_pass = true}) == with_passes));
+}
+
 BOOST_AUTO_TEST_CASE(groups_of_one_cost_nothing) {
     ParameterLayout const layout(small_config());
-    auto const batches = batches_of(make_rollout(uneven), 3, 1, 0);
+    auto const batches = batches_of(make_rollout(uneven), 3, {}, 0);
     StepShape const shape{.seq_kl = true, .seq_kl_grad = true, .whiten = true};
     BOOST_TEST(expected_ledger(shape, layout, batches, {1, 1}).empty());
     BOOST_TEST((labels_of(expected_ledger(shape, layout, batches, {4, 1})) ==

@@ -110,7 +110,7 @@ BOOST_AUTO_TEST_CASE(ranks_of_a_cp_group_share_samples_and_dp_ranks_do_not) {
                        boost::test_tools::per_element());
             BOOST_TEST(batches[m].ring.cp_size == 3);
             BOOST_TEST(batches[m].ring.cp_rank == rank % 3);
-            for (std::int64_t const index : batches[m].response_index) {
+            for (std::int64_t const index : batches[m].own.index) {
                 held[index] += 1;
             }
         }
