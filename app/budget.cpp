@@ -2,56 +2,160 @@
 
 #include <numeric>
 
+#include "app/cp_attention.hpp"
+
 namespace cpstep {
 
 namespace {
 
 constexpr std::int64_t f32_bytes = 4;
 
-void add_ring(Ledger& ledger, StepShape const& shape, ModelConfig const& config,
-              RingPlan const& ring) {
-    std::int64_t const N = ring.cp_size;
-    std::int64_t const row_bytes = 2 * config.num_key_value_heads * config.head_dim * f32_bytes;
-    std::int64_t const rows =
-        std::accumulate(ring.block_rows.begin(), ring.block_rows.end(), std::int64_t{0});
-    std::int64_t const right_block = ring.block_rows[(ring.cp_rank + 1) % N];
-    std::int64_t const kv_bytes = (rows - right_block) * row_bytes;
-    auto const add = [&](char const* label, std::int64_t times, std::int64_t calls,
-                         std::int64_t bytes) {
-        LedgerEntry& entry = ledger[label];
-        entry.op = "exchange";
-        entry.group_size = ring.cp_size;
-        entry.calls += times * calls;
-        entry.bytes += times * bytes;
-    };
-    std::int64_t const layers = config.num_hidden_layers;
-    add("cp.kv", shape.forward_passes() * layers, N - 1, kv_bytes);
-    add("cp.kv.backward", layers, N - 1, kv_bytes);
-    add("cp.dkv", layers, N, rows * row_bytes);
+/// One micro-batch's closed forms; labels that are never called are left out.
+struct Tally {
+    Ledger& ledger;
+
+    void add(char const* label, char const* op, int group, std::int64_t calls, std::int64_t bytes) {
+        if (calls > 0) {
+            LedgerEntry& entry = ledger[label];
+            entry.op = op;
+            entry.group_size = group;
+            entry.calls += calls;
+            entry.bytes += bytes;
+        }
+    }
+};
+
+/// Rows of the low (or only) and the high chunks of each ring rank's block of the micro-batch.
+struct ChunkRows {
+    ChunkRows(CpPlan const& plan) {
+        Split const split{
+            .layout = plan.config.layout, .ranks = plan.config.size, .group = plan.config.a2a};
+        for (int holder = 0; holder < split.holders(); ++holder) {
+            low.push_back(make_block(plan.lengths, split, holder, 1).rows());
+            high.push_back(make_block(plan.lengths, split, holder).rows() - low.back());
+        }
+    }
+    std::int64_t sum_low(int from, int to) const { return sum(low, from, to); }    ///< [from, to)
+    std::int64_t sum_high(int from, int to) const { return sum(high, from, to); }  ///< [from, to)
+
+    std::vector<std::int64_t> low, high;
+
+  private:
+    static std::int64_t sum(std::vector<std::int64_t> const& rows, int from, int to) {
+        return from < to ? std::accumulate(rows.begin() + from, rows.begin() + to, std::int64_t{0})
+                         : 0;
+    }
+};
+
+/// What rank r of a ring of N sends, in calls and rows, of one layer.
+struct RingCost {
+    std::int64_t kv_calls, kv_rows, sum_calls, sum_rows, home_calls, home_rows;
+};
+
+RingCost zigzag_ring(ChunkRows const& rows, int N, int r) {
+    int const next = (r + N - 1) % N;
+    std::int64_t const low = rows.sum_low(0, N);
+    return {.kv_calls = N - 1,
+            .kv_rows = low - rows.low[next] + rows.sum_high(next + 1, N),
+            .sum_calls = N - 1,
+            .sum_rows = low - rows.low[r] + (r == 0 ? rows.high[N - 1] : rows.sum_high(r + 1, N)),
+            .home_calls = r == 0 ? N - 2 : 0,
+            .home_rows = r == 0 ? rows.sum_high(1, N - 1) : 0};
 }
 
-void add_loss(Ledger& ledger, StepShape const& shape, MicroBatch const& batch) {
+RingCost contiguous_ring(ChunkRows const& rows, int N, int r) {
+    bool const last = r == N - 1;
+    return {.kv_calls = last ? 0 : r + 1,
+            .kv_rows = last ? 0 : rows.sum_low(0, r + 1),
+            .sum_calls = last ? 1 : r,
+            .sum_rows = last ? rows.low[0] : rows.sum_low(0, r),
+            .home_calls = last ? N - 2 : 0,
+            .home_rows = last ? rows.sum_low(1, N - 1) : 0};
+}
+
+void add_ring(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads) {
+    int const N = plan.config.size / plan.config.a2a;
+    if (N == 1) {
+        return;
+    }
+    int const r = plan.rank / plan.config.a2a;
+    ChunkRows const rows(plan);
+    RingCost const cost = plan.config.layout == CpLayout::zigzag ? zigzag_ring(rows, N, r)
+                                                                 : contiguous_ring(rows, N, r);
+    std::int64_t const row_bytes = 2 * heads.kv_heads * heads.head_dim * f32_bytes;
+    auto const add = [&](char const* label, std::int64_t times, std::int64_t calls,
+                         std::int64_t sent) {
+        tally.add(label, "exchange", N, times * calls, times * sent * row_bytes);
+    };
+    add("cp.kv", passes * layers, cost.kv_calls, cost.kv_rows);
+    add("cp.kv.backward", layers, cost.kv_calls, cost.kv_rows);
+    add("cp.dkv", layers, cost.sum_calls, cost.sum_rows);
+    add("cp.dkv.home", layers, cost.home_calls, cost.home_rows);
+}
+
+void add_gather(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads) {
+    std::int64_t const row_bytes = 2 * heads.kv_heads * heads.head_dim * f32_bytes;
+    std::int64_t const tokens =
+        std::accumulate(plan.lengths.begin(), plan.lengths.end(), std::int64_t{0});
+    std::int64_t const bytes = (tokens - plan.own_rows) * row_bytes;
+    tally.add("cp.kv.gather", "all_gather", plan.config.size, passes * layers,
+              passes * layers * bytes);
+    tally.add("cp.dkv.reduce_scatter", "reduce_scatter", plan.config.size, layers, layers * bytes);
+}
+
+void add_scatter(Tally tally, std::int64_t layers, int passes, CpPlan const& plan,
+                 HeadShape heads) {
+    int const u = plan.config.a2a;
+    HeadShape const local = scattered_heads(heads, u);
+    std::int64_t const q = local.heads * local.head_dim * f32_bytes;
+    std::int64_t const qkv = q + 2 * local.kv_heads * local.head_dim * f32_bytes;
+    Split const split{.layout = plan.config.layout, .ranks = plan.config.size, .group = u};
+    std::int64_t const group_rows = make_block(plan.lengths, split, plan.rank / u).rows();
+    std::int64_t const to_others = (u - 1) * plan.own_rows;
+    std::int64_t const of_others = group_rows - plan.own_rows;
+    auto const add = [&](char const* label, std::int64_t calls, std::int64_t bytes) {
+        tally.add(label, "all_to_all", u, calls, calls * bytes);
+    };
+    add("cp.qkv.a2a", passes * layers, to_others * qkv);
+    add("cp.o.a2a", passes * layers, of_others * q);
+    add("cp.do.a2a", layers, to_others * q);
+    add("cp.dqkv.a2a", layers, of_others * qkv);
+}
+
+void add_attention(Ledger& ledger, StepShape const& shape, ModelConfig const& config,
+                   CpPlan const& plan) {
+    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+    std::int64_t const layers = config.num_hidden_layers;
+    int const passes = shape.forward_passes();
+    Tally const tally{ledger};
+    if (plan.config.size > 1 && plan.config.method == CpMethod::all_gather) {
+        add_gather(tally, layers, passes, plan, heads);
+        return;
+    }
+    if (plan.config.a2a > 1) {
+        add_scatter(tally, layers, passes, plan, heads);
+    }
+    add_ring(tally, layers, passes, plan, scattered_heads(heads, plan.config.a2a));
+}
+
+void add_loss(Tally tally, StepShape const& shape, MicroBatch const& batch) {
     auto const add = [&](char const* label, char const* op, std::int64_t calls,
                          std::int64_t floats) {
-        LedgerEntry& entry = ledger[label];
-        entry.op = op;
-        entry.group_size = static_cast<int>(batch.stream_rows.size());
-        entry.calls += calls;
-        entry.bytes += floats * f32_bytes;
+        tally.add(label, op, batch.plan.config.size, calls, floats * f32_bytes);
     };
     std::int64_t const n = batch.sample_count();
-    if (batch.loss == LossComm::scalar && shape.seq_kl) {
+    if (batch.loss() == LossComm::scalar && shape.seq_kl) {
         add("loss.seq_kl", "all_reduce", 1, shape.seq_kl_grad && shape.tis ? 2 * n : n);
     }
-    if (batch.loss == LossComm::padded && shape.seq_kl) {
+    if (batch.loss() == LossComm::padded && shape.seq_kl) {
         add("loss.padded.new", "all_reduce", n, batch.all.size());
         add("loss.padded.old", "all_reduce", n, batch.all.size());
     }
-    if (batch.loss == LossComm::padded && shape.seq_kl_grad) {
+    if (batch.loss() == LossComm::padded && shape.seq_kl_grad) {
         add("loss.padded.new.backward", "all_reduce", n, batch.all.size());
         add("loss.padded.old.backward", "all_reduce", n, batch.all.size());
     }
-    if (batch.loss == LossComm::gather) {
+    if (batch.loss() == LossComm::gather) {
         std::int64_t const others =
             std::accumulate(batch.stream_rows.begin(), batch.stream_rows.end(), std::int64_t{0}) -
             batch.rows();
@@ -86,9 +190,9 @@ Ledger expected_ledger(StepShape const& shape, ParameterLayout const& layout,
         }
     };
     for (MicroBatch const& batch : batches) {
+        add_attention(ledger, shape, layout.config, batch.plan);
         if (grid.cp > 1) {
-            add_ring(ledger, shape, layout.config, batch.ring);
-            add_loss(ledger, shape, batch);
+            add_loss({ledger}, shape, batch);
         }
     }
     if (shape.whiten) {

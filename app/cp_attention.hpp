@@ -1,12 +1,18 @@
 // Attention of one layer over sequences that may be split across the ranks of a CP group.
 #pragma once
 
-#include "cuda/tensor.hpp"
+#include <memory>
+
+#include "app/cp_plan.hpp"
+#include "cuda/backend.hpp"
+#include "io/trace.hpp"
+#include "mpi/grid.hpp"
 
 namespace cpstep {
 
-/// q, o (S, H*D) and kv (S, 2*G*D: K columns, then V columns) are this rank's rows, contiguous; o
-/// and lse (S, H) come out global: over all keys of the sequence, wherever they live.
+/// One method on one micro-batch. q, o (S, H*D) and kv (S, 2*G*D: K columns, then V columns) are
+/// this rank's rows, contiguous; o comes out global: over all keys of the sequence, wherever they
+/// live.
 class CpAttention {
   public:
     CpAttention() = default;
@@ -14,11 +20,30 @@ class CpAttention {
     CpAttention& operator=(CpAttention const&) = delete;
     virtual ~CpAttention() = default;
 
-    virtual void forward(Tensor o, Tensor lse, Tensor q, Tensor kv) = 0;
+    /// lse (S, H) and kept (attention_kept_floats(), 1) are memory of the layer that backward gets
+    /// again.
+    virtual void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) = 0;
     /// Overwrites dq and dkv, shaped like q and kv: the gradient of this rank's rows, from all
     /// ranks.
     virtual void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o,
-                          Tensor lse) = 0;
+                          Tensor lse, Tensor kept) = 0;
 };
+
+/// The method of `plan`. `workspace` (attention_workspace_floats(), 1) is used within a call only,
+/// so micro-batches may share it; plan, grid, trace and backend must outlive the result.
+std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Trace& trace,
+                                               HeadShape shape, CpPlan const& plan,
+                                               Tensor workspace);
+
+/// Floats that live from a layer's forward to its backward, and floats of scratch.
+std::int64_t attention_kept_floats(CpPlan const& plan, HeadShape shape);
+std::int64_t attention_workspace_floats(CpPlan const& plan, HeadShape shape);
+
+/// Query and key heads of one rank of a group of `size` that scatters heads: H/size query heads;
+/// the key heads they use, repeated where `size` does not divide G (then one a rank, or one a query
+/// head). `size` must divide H.
+HeadShape scattered_heads(HeadShape shape, int size);
+/// The key head that local key head `g` of rank `rank` is.
+std::int64_t scattered_kv_head(HeadShape shape, int size, int rank, std::int64_t g);
 
 }  // namespace cpstep

@@ -14,7 +14,7 @@ namespace cpstep {
 MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<VariantPlan> const& plans,
                                Rollout const& rollout, Reduction const& reduction, bool ref) {
     ModelConfig const& config = layout.config;
-    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+    HeadShape const heads = heads_of(config);
     MemoryEstimate estimate;
     estimate.state = 4 * (TrainStep::state_floats(layout.size, ref) + layout.size);
     estimate.results = std::ssize(plans) * 4 * (2 * layout.size);
@@ -23,10 +23,11 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
         std::int64_t wires = 0;
         for (VariantPlan const& plan : plans) {
             auto const batches = make_micro_batches(plan, rollout, reduction, rank);
-            ModelCapacity const own = capacity_of(batches);
+            ModelCapacity const own = capacity_of(batches, heads);
+            capacity.kept_floats = std::max(capacity.kept_floats, own.kept_floats);
             capacity.rows = std::max(capacity.rows, own.rows);
             capacity.response_rows = std::max(capacity.response_rows, own.response_rows);
-            wires += 4 * RingAttention::buffer_floats(plan.grid.cp, heads, max_block_rows(batches));
+            wires += 4 * workspace_of(batches, heads);
         }
         estimate.activations =
             std::max(estimate.activations, 4 * Model::buffer_floats(config, capacity));
@@ -89,12 +90,13 @@ std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const&
             out += "\n";
         }
     }
-    fmt::format_to(
-        to,
-        "memory of a rank, at most: {} (model state {}, activations {}, ring blocks {}, results "
-        "on rank 0 {})\n",
-        human_bytes(memory.total()), human_bytes(memory.state), human_bytes(memory.activations),
-        human_bytes(memory.wires), human_bytes(memory.results));
+    fmt::format_to(to,
+                   "memory of a rank, at most: {} (model state {}, activations {}, attention wires "
+                   "{}, results "
+                   "on rank 0 {})\n",
+                   human_bytes(memory.total()), human_bytes(memory.state),
+                   human_bytes(memory.activations), human_bytes(memory.wires),
+                   human_bytes(memory.results));
     fmt::format_to(to, "disk, at most: {} in {} ({} free)\n", human_bytes(disk_bytes), output,
                    human_bytes(static_cast<std::int64_t>(free_bytes(output))));
     return out;

@@ -13,7 +13,7 @@ namespace cpstep {
 struct MemoryEstimate {
     std::int64_t state = 0;        ///< weights, reference, gradients, moments, initial copy
     std::int64_t activations = 0;  ///< model buffers
-    std::int64_t wires = 0;        ///< ring blocks of all variants
+    std::int64_t wires = 0;        ///< attention workspaces of all variants
     std::int64_t results = 0;      ///< root only: gradients and updated weights of every variant
     std::int64_t total() const { return state + activations + wires + results; }
 };

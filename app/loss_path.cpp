@@ -14,7 +14,7 @@ bool LossPath::seq_kl_complete(PolicyLossOptions const& options) const {
 }
 
 std::unique_ptr<LossPath> make_loss_path(Backend& backend, Comm& cp, MicroBatch const& batch) {
-    switch (batch.loss) {
+    switch (batch.loss()) {
         case LossComm::scalar:
             return make_scalar_loss(backend, cp, batch);
         case LossComm::padded:

@@ -40,7 +40,7 @@ class LossPath {
     Comm& cp_;
 };
 
-/// The path of `batch.loss`. `cp` must outlive the result.
+/// The path of `batch.loss()`. `cp` must outlive the result.
 std::unique_ptr<LossPath> make_loss_path(Backend& backend, Comm& cp, MicroBatch const& batch);
 
 }  // namespace cpstep

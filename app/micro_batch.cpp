@@ -67,7 +67,7 @@ void locate_in_streams(MicroBatch& batch, std::span<std::int64_t const> lengths,
 }  // namespace
 
 std::size_t MicroBatch::loss_place(std::size_t r) const {
-    return loss == LossComm::gather ? static_cast<std::size_t>(own_in_all[r]) : r;
+    return loss() == LossComm::gather ? static_cast<std::size_t>(own_in_all[r]) : r;
 }
 
 double Reduction::weight(double mask_sum) const {
@@ -86,7 +86,6 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
                             Reduction const& reduction, CpConfig const& cp, int cp_rank) {
     Split const split{.layout = cp.layout, .ranks = cp.size};
     MicroBatch batch;
-    batch.loss = cp.loss;
     batch.response_begin.push_back(0);
     std::vector<std::int64_t> lengths;
     for (std::int64_t const sample : samples) {
@@ -106,7 +105,7 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
         batch.response_begin.push_back(batch.all.size());
     }
     locate_in_streams(batch, lengths, rollout, split);
-    batch.ring = make_ring_plan(lengths, cp.size, cp_rank);
+    batch.plan = make_cp_plan(lengths, cp, cp_rank);
     return batch;
 }
 

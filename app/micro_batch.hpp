@@ -37,8 +37,7 @@ struct ResponseRows {
 /// sequence, so no halo.
 struct MicroBatch {
     std::vector<std::int64_t> samples;  ///< global sample indices
-    RingPlan ring;
-    LossComm loss = LossComm::scalar;
+    CpPlan plan;
     std::vector<std::int32_t> tokens;          ///< S
     std::vector<std::int32_t> positions;       ///< S, global in the sequence
     std::vector<std::int32_t> response_rows;   ///< R, local row of the stream
@@ -56,8 +55,9 @@ struct MicroBatch {
     std::int64_t response_count() const { return own.size(); }
     std::int64_t sample_count() const { return static_cast<std::int64_t>(samples.size()); }
 
+    LossComm loss() const { return plan.config.loss; }
     /// Where this rank evaluates the policy loss: everywhere when log-probs are gathered.
-    ResponseRows const& loss_rows() const { return loss == LossComm::gather ? all : own; }
+    ResponseRows const& loss_rows() const { return loss() == LossComm::gather ? all : own; }
     /// Place of own row r in loss_rows().
     std::size_t loss_place(std::size_t r) const;
 };

@@ -27,7 +27,8 @@ Model::Model(Backend& backend, Trace& trace, ModelConfig const& config, ModelCap
     std::int64_t const kv = 2 * shape_.kv_heads * shape_.head_dim;
     for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
         tapes_.push_back({make(S, h), make(S, h), make(S, 1), make(S, 1), make(S, shape_.heads),
-                          make(S, q), make(S, kv), make(S, q), make(S, 2 * F)});
+                          make(S, q), make(S, kv), make(S, q), make(S, 2 * F),
+                          make(capacity.kept_floats, 1)});
     }
     x_out_ = make(S, h);
     rstd_out_ = make(S, 1);
@@ -57,14 +58,15 @@ std::int64_t Model::buffer_floats(ModelConfig const& config, ModelCapacity capac
     std::int64_t const tape = 2 * h + 2 + config.num_attention_heads + 2 * q + kv + 2 * F;
     std::int64_t const scratch = 5 * h + 1 + 4 * F + 2 * q + kv;
     std::int64_t const head = 2 * h + 1 + (keeps_logits(config, capacity) ? config.vocab_size : 0);
-    return capacity.rows * (config.num_hidden_layers * tape + scratch) +
+    return config.num_hidden_layers * capacity.kept_floats +
+           capacity.rows * (config.num_hidden_layers * tape + scratch) +
            capacity.response_rows * head;
 }
 
 Model::Rows Model::rows_of(Tape const& tape) const {
-    return {part(tape.x_in),     part(tape.x_mid), part(tape.rstd_in),
-            part(tape.rstd_mid), part(tape.lse),   part(tape.q),
-            part(tape.kv),       part(tape.o),     part(tape.gate_up)};
+    return {part(tape.x_in),    part(tape.x_mid), part(tape.rstd_in), part(tape.rstd_mid),
+            part(tape.lse),     part(tape.q),     part(tape.kv),      part(tape.o),
+            part(tape.gate_up), tape.kept};
 }
 
 void Model::infer(ModelViews const& weights, ModelInput const& input, CpAttention& attention,
@@ -116,7 +118,7 @@ void Model::attention_block(LayerViews const& w, Rows const& t, ModelInput const
     }
     {
         Span const span = trace_.span(SpanKind::pass, "layer.attention");
-        attention.forward(t.o, t.lse, t.q, t.kv);
+        attention.forward(t.o, t.lse, t.q, t.kv, t.kept);
     }
     Span const span = trace_.span(SpanKind::compute, "layer.out");
     backend_.linear_forward(part(delta_), t.o, w.o_weight, {});
@@ -197,7 +199,7 @@ void Model::attention_backward(LayerViews const& w, LayerViews const& g, Rows co
     }
     {
         Span const span = trace_.span(SpanKind::pass, "layer.attention.backward");
-        attention.backward(part(dq_), part(dkv_), t.q, t.kv, t.o, part(d_o_), t.lse);
+        attention.backward(part(dq_), part(dkv_), t.q, t.kv, t.o, part(d_o_), t.lse, t.kept);
     }
     Span const span = trace_.span(SpanKind::compute, "layer.qkv.backward");
     backend_.rope(part(dq_), input.positions, D, config_.rope_theta, Rotation::backward);

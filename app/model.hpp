@@ -15,6 +15,7 @@ namespace cpstep {
 struct ModelCapacity {
     std::int64_t rows = 0;           ///< S
     std::int64_t response_rows = 0;  ///< R
+    std::int64_t kept_floats = 0;    ///< attention_kept_floats() of a layer
 };
 
 /// Index arrays of one micro-batch in the backend's memory.
@@ -58,10 +59,11 @@ class Model {
         Buffer rstd_in, rstd_mid, lse;  // (S,1), (S,1), (S,H)
         Buffer q, kv, o;                // (S,H*D), (S,2*G*D), (S,H*D)
         Buffer gate_up;                 // (S,2F)
+        Buffer kept;                    // what the CP method keeps
     };
     /// Views of a tape for the rows of the micro-batch at hand.
     struct Rows {
-        Tensor x_in, x_mid, rstd_in, rstd_mid, lse, q, kv, o, gate_up;
+        Tensor x_in, x_mid, rstd_in, rstd_mid, lse, q, kv, o, gate_up, kept;
     };
 
     Rows rows_of(Tape const& tape) const;

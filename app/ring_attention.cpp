@@ -1,23 +1,67 @@
 #include "app/ring_attention.hpp"
 
+#include <algorithm>
+#include <bit>
+
+#include "app/carver.hpp"
+#include "cuda/fault.hpp"
+
 namespace cpstep {
 
-RingAttention::RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
-                             std::int64_t max_block_rows)
-    : backend_(backend), comm_(comm), trace_(trace), shape_(shape) {
-    if (comm.size() == 1) {
-        return;
-    }
-    std::int64_t const width = 2 * shape.kv_heads * shape.head_dim;
-    for (int i = 0; i < 2; ++i) {
-        kv_[i] = Buffer(backend, max_block_rows, width, DType::f32);
-        dkv_[i] = Buffer(backend, max_block_rows, width, DType::f32);
-    }
-    share_ = Buffer(backend, max_block_rows, width, DType::f32);
+namespace {
+
+std::int64_t rows_of(std::vector<std::int32_t> const& index) {
+    return static_cast<std::int64_t>(index.size());
 }
 
-std::int64_t RingAttention::buffer_floats(int cp_size, HeadShape shape, std::int64_t rows) {
-    return cp_size == 1 ? 0 : 5 * rows * 2 * shape.kv_heads * shape.head_dim;
+/// Rows of the largest of each kind of block.
+struct RingSizes {
+    explicit RingSizes(RingPlan const& plan)
+        : by_ring(rows_of(plan.home_by_ring)), straight(rows_of(plan.home_straight)) {
+        for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+            RingStep const& step = plan.steps[i];
+            visiting = std::max(visiting, i == 0 ? 0 : step.rows);
+            pass = std::max(pass, rows_of(step.pass_rows));
+            home = std::max(home, rows_of(step.home_rows));
+        }
+    }
+    std::int64_t visiting = 0, pass = 0, home = 0, by_ring, straight;
+};
+
+}  // namespace
+
+std::int64_t RingAttention::workspace_floats(RingPlan const& plan, HeadShape shape) {
+    RingSizes const sizes(plan);
+    std::int64_t const width = 2 * shape.kv_heads * shape.head_dim;
+    return 5 * Carver::floats(sizes.visiting, width) + 3 * Carver::floats(sizes.pass, width) +
+           2 * Carver::floats(sizes.home, width) + Carver::floats(sizes.by_ring, width) +
+           Carver::floats(sizes.straight, width);
+}
+
+RingAttention::RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
+                             RingPlan const& plan, Tensor workspace)
+    : backend_(backend), comm_(comm), trace_(trace), shape_(shape), plan_(plan) {
+    if (plan.size == 1) {
+        return;
+    }
+    for (RingStep const& step : plan.steps) {
+        rows_.push_back({uploaded(backend, step.pass_rows), uploaded(backend, step.home_rows)});
+    }
+    home_by_ring_rows_ = uploaded(backend, plan.home_by_ring);
+    home_straight_rows_ = uploaded(backend, plan.home_straight);
+    RingSizes const sizes(plan);
+    std::int64_t const width = 2 * shape.kv_heads * shape.head_dim;
+    Carver carver(workspace);
+    for (int i = 0; i < 2; ++i) {
+        kv_[i] = carver.take(sizes.visiting, width);
+        sum_[i] = carver.take(sizes.visiting, width);
+        sent_sum_[i] = carver.take(sizes.pass, width);
+        sent_home_[i] = carver.take(sizes.home, width);
+    }
+    share_ = carver.take(sizes.visiting, width);
+    sent_kv_ = carver.take(sizes.pass, width);
+    by_ring_ = carver.take(sizes.by_ring, width);
+    straight_ = carver.take(sizes.straight, width);
 }
 
 Tensor RingAttention::keys(Tensor block) const {
@@ -29,71 +73,163 @@ Tensor RingAttention::values(Tensor block) const {
     return block.columns(width, width);
 }
 
-Tensor RingAttention::block(Buffer const& buffer, int owner) const {
-    return buffer.tensor().row_range(0, plan_->block_rows[owner]);
+/// Where the block of step i > 0 arrives.
+Tensor RingAttention::received_block(std::size_t i) const {
+    return kv_[i % 2].row_range(0, plan_.steps[i].rows);
 }
 
-void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv) {
-    Tensor current = kv;
-    std::size_t const last = plan_->steps.size() - 1;
-    for (std::size_t i = 0; i <= last; ++i) {
-        Tensor next;
-        int ticket = -1;
-        if (i < last) {
-            next = block(kv_[i % 2], plan_->steps[i + 1].owner);
-            ticket = comm_.begin_exchange("cp.kv", current, right(), next, left());
+/// Sends what the next rank needs of the block at hand at step i and receives the block of step
+/// i+1.
+int RingAttention::begin_block_hop(char const* label, std::size_t i, Tensor at_hand) {
+    RingStep const& step = plan_.steps[i];
+    RingStep const& after = plan_.steps[i + 1];
+    Tensor outgoing = at_hand;
+    if (step.pass_on > 0 && step.pass_on < step.chunks) {
+        outgoing = sent_kv_.row_range(0, rows_of(step.pass_rows));
+        backend_.gather_rows(outgoing, at_hand, rows_[i].pass);
+    }
+    bool const flipped = planted(Fault::ring_direction_flipped);
+    return comm_.begin_exchange(
+        label, outgoing,
+        step.pass_on == 0 ? Comm::no_peer : (flipped ? plan_.previous : plan_.next),
+        received_block(i + 1),
+        after.chunks == 0 ? Comm::no_peer : (flipped ? plan_.next : plan_.previous));
+}
+
+void RingAttention::fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tensor at_hand) {
+    Span const span = trace_.span(SpanKind::compute, "attention.forward");
+    backend_.attention_forward(o, lse, q, keys(at_hand), values(at_hand), shape_,
+                               plan_.steps[i].segments,
+                               i == 0 ? Accumulate::overwrite : Accumulate::merge);
+    if (planted(Fault::bf16_between_merges) && i + 1 < plan_.steps.size()) {
+        std::vector<float> values(static_cast<std::size_t>(o.elements()));
+        backend_.download(values.data(), o);
+        for (float& value : values) {  // to nearest, ties away from zero
+            value =
+                std::bit_cast<float>((std::bit_cast<std::uint32_t>(value) + 0x8000U) & 0xFFFF0000U);
         }
-        {
-            Span const span = trace_.span(SpanKind::compute, "attention.forward");
-            backend_.attention_forward(o, lse, q, keys(current), values(current), shape_,
-                                       plan_->steps[i].segments,
-                                       i == 0 ? Accumulate::overwrite : Accumulate::merge);
+        backend_.upload(o, values.data());
+    }
+}
+
+void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*kept*/) {
+    Tensor at_hand = kv;
+    if (planted(Fault::kv_of_previous_layer) && last_kv_.rows == kv.rows) {
+        at_hand = last_kv_;
+    }
+    last_kv_ = kv;
+    std::size_t const steps =
+        plan_.steps.size() - (planted(Fault::ring_step_missing) && plan_.size > 1 ? 1 : 0);
+    for (std::size_t i = 0; i < steps; ++i) {
+        bool const hops = i + 1 < steps;
+        int const ticket = hops ? begin_block_hop("cp.kv", i, at_hand) : -1;
+        if (plan_.steps[i].chunks > 0) {
+            fold_in(i, o, lse, q, i == 0 ? kv : at_hand);
         }
-        if (i < last) {
+        if (hops) {
             comm_.end_exchange(ticket);
-            current = next;
+            at_hand = received_block(i + 1);
         }
     }
+}
+
+/// This rank's share of dK/dV of the block at hand at step i.
+void RingAttention::add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, Tensor at_hand,
+                              Tensor o, Tensor d_o, Tensor lse) {
+    Span const span = trace_.span(SpanKind::compute, "attention.backward");
+    backend_.zero(share);
+    backend_.attention_backward(dq, keys(share), values(share), q, keys(at_hand), values(at_hand),
+                                o, d_o, lse, shape_, plan_.steps[i].segments);
+}
+
+/// Hands the sum of step i on, or to its owner if that is the next rank, and receives that of step
+/// i+1; the last hop receives this rank's own.
+int RingAttention::begin_sum_hop(std::size_t i) {
+    RingStep const& step = plan_.steps[i];
+    bool const last = i + 1 == plan_.steps.size();
+    bool const sends = step.chunks > 0 && (step.next_is_home || step.pass_on > 0);
+    Tensor outgoing = sum_[i % 2].row_range(0, step.rows);
+    if (!step.next_is_home && step.pass_on > 0 && step.pass_on < step.chunks) {
+        Tensor const packed = sent_sum_[i % 2].row_range(0, rows_of(step.pass_rows));
+        backend_.gather_rows(packed, outgoing, rows_[i].pass);
+        outgoing = packed;
+    }
+    bool const receives = last ? plan_.receives_by_ring : plan_.steps[i + 1].chunks > 0;
+    Tensor const incoming =
+        last ? by_ring_ : sum_[(i + 1) % 2].row_range(0, plan_.steps[i + 1].rows);
+    return comm_.begin_exchange("cp.dkv", outgoing, sends ? plan_.next : Comm::no_peer, incoming,
+                                receives ? plan_.previous : Comm::no_peer);
+}
+
+/// Sends finished rows of the sum of step i to their owner.
+int RingAttention::begin_way_home(std::size_t i) {
+    RingStep const& step = plan_.steps[i];
+    Tensor outgoing;
+    if (step.sends_home) {
+        outgoing = sent_home_[i % 2].row_range(0, rows_of(step.home_rows));
+        backend_.gather_rows(outgoing, sum_[i % 2].row_range(0, step.rows), rows_[i].home);
+    }
+    return comm_.begin_exchange("cp.dkv.home", outgoing,
+                                step.sends_home ? step.owner : Comm::no_peer, straight_,
+                                step.home_from >= 0 ? step.home_from : Comm::no_peer);
 }
 
 void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o,
-                             Tensor lse) {
+                             Tensor lse, Tensor /*kept*/) {
+    Buffer local;
+    if (planted(Fault::backward_with_local_lse)) {
+        local = Buffer(backend_, lse.rows, lse.cols, DType::f32);
+        Buffer const unused(backend_, o.rows, o.cols, DType::f32);
+        fold_in(0, unused, local, q, kv);
+        lse = local;
+    }
     backend_.zero(dq);
-    Tensor current = kv;
-    int incoming_ticket = -1;
-    std::size_t const last = plan_->steps.size() - 1;
-    for (std::size_t i = 0; i <= last; ++i) {
-        RingStep const& step = plan_->steps[i];
-        Tensor next;
-        int kv_ticket = -1;
-        if (i < last) {
-            next = block(kv_[i % 2], plan_->steps[i + 1].owner);
-            kv_ticket = comm_.begin_exchange("cp.kv.backward", current, right(), next, left());
+    Tensor at_hand = kv;
+    int sum_ticket = -1;
+    int home_ticket = -1;
+    std::size_t const steps = plan_.steps.size();
+    auto const end_way_home = [&](std::size_t i) {
+        comm_.end_exchange(home_ticket);
+        if (plan_.steps[i].home_from >= 0 && !planted(Fault::dkv_not_returned_home)) {
+            backend_.scatter_add_rows(dkv, straight_, home_straight_rows_);
         }
-        Tensor const share = last == 0 ? dkv : block(i == 0 ? dkv_[0] : share_, step.owner);
-        {
-            Span const span = trace_.span(SpanKind::compute, "attention.backward");
-            backend_.zero(share);
-            backend_.attention_backward(dq, keys(share), values(share), q, keys(current),
-                                        values(current), o, d_o, lse, shape_, step.segments);
+    };
+    for (std::size_t i = 0; i < steps; ++i) {
+        bool const hops = i + 1 < steps;
+        bool const busy = plan_.steps[i].chunks > 0;
+        int const block_ticket = hops ? begin_block_hop("cp.kv.backward", i, at_hand) : -1;
+        Tensor const sum = i == 0 ? dkv : sum_[i % 2].row_range(0, plan_.steps[i].rows);
+        Tensor const share = i < 2 ? sum : share_.row_range(0, plan_.steps[i].rows);
+        if (busy) {
+            add_share(i, share, dq, q, at_hand, o, d_o, lse);
         }
-        if (last == 0) {
-            return;
+        if (i > 1) {
+            comm_.end_exchange(sum_ticket);
+            if (busy) {
+                backend_.add(sum, share);
+            }
+            end_way_home(i - 1);
         }
-        Tensor const sum = block(dkv_[i % 2], step.owner);
         if (i > 0) {
-            comm_.end_exchange(incoming_ticket);
-            backend_.add(sum, share);
+            sum_ticket = begin_sum_hop(i);
+            home_ticket = begin_way_home(i);
         }
-        bool const home = i == last;
-        Tensor const incoming = home ? dkv : block(dkv_[(i + 1) % 2], plan_->steps[i + 1].owner);
-        incoming_ticket = comm_.begin_exchange("cp.dkv", sum, right(), incoming, left());
-        if (!home) {
-            comm_.end_exchange(kv_ticket);
-            current = next;
+        if (hops) {
+            comm_.end_exchange(block_ticket);
+            at_hand = received_block(i + 1);
         }
     }
-    comm_.end_exchange(incoming_ticket);
+    if (steps == 1) {
+        return;
+    }
+    comm_.end_exchange(sum_ticket);
+    end_way_home(steps - 1);
+    if (plan_.receives_by_ring && !planted(Fault::dkv_not_returned_home)) {
+        backend_.scatter_add_rows(dkv, by_ring_, home_by_ring_rows_);
+        if (planted(Fault::dkv_doubled)) {
+            backend_.scatter_add_rows(dkv, by_ring_, home_by_ring_rows_);
+        }
+    }
 }
 
 }  // namespace cpstep

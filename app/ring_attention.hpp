@@ -1,53 +1,57 @@
-// K/V blocks travel around the CP group (Liu et al. 2023, zigzag layout); a group of one needs no
-// wire.
+// K/V blocks travel around a group and dK/dV follows them home (Liu et al. 2023); a group of one
+// needs no wire.
 #pragma once
 
 #include <array>
-#include <cstdint>
+#include <vector>
 
 #include "app/cp_attention.hpp"
-#include "app/cp_plan.hpp"
-#include "cuda/backend.hpp"
-#include "io/trace.hpp"
-#include "mpi/comm.hpp"
 
 namespace cpstep {
 
-/// Forward: at step i the block of rank (r-i) mod N is at hand; the next hop is posted before
-/// computing. Backward: K/V travel again and each block's dK/dV follows one hop behind, N hops, the
-/// last one home; a step's own share is computed while the sum of the ranks before it is on the
-/// wire. All sums in fp32. Ledger labels: cp.kv, cp.kv.backward, cp.dkv.
+/// Forward: at each step the block at hand is folded in while the next hop is on the wire.
+/// Backward: K/V travel again; each step's share of dK/dV is added to the sum of the ranks before
+/// it, which was on the wire meanwhile, and moves on; a sum nobody adds to any more goes home. Only
+/// chunks that the receiver needs are sent (cp_plan.hpp). All sums in fp32. Ledger labels: cp.kv,
+/// cp.kv.backward, cp.dkv (hops), cp.dkv.home (straight home).
 class RingAttention final : public CpAttention {
   public:
-    /// `max_block_rows`: rows of the largest block of any plan that will be set.
-    RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
-                  std::int64_t max_block_rows);
+    RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, RingPlan const& plan,
+                  Tensor workspace);
 
-    /// The ring of the micro-batch that follows; kept by reference.
-    void set_plan(RingPlan const& plan) { plan_ = &plan; }
+    void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) override;
+    void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o, Tensor lse,
+                  Tensor kept) override;
 
-    void forward(Tensor o, Tensor lse, Tensor q, Tensor kv) override;
-    void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o,
-                  Tensor lse) override;
-
-    /// Floats of wire buffers a rank needs for blocks of `rows` rows; 0 for a group of one.
-    static std::int64_t buffer_floats(int cp_size, HeadShape shape, std::int64_t rows);
+    static std::int64_t workspace_floats(RingPlan const& plan, HeadShape shape);
 
   private:
-    int right() const { return (comm_.rank() + 1) % comm_.size(); }
-    int left() const { return (comm_.rank() + comm_.size() - 1) % comm_.size(); }
+    /// Row indices of one step in the backend's memory.
+    struct StepRows {
+        Buffer pass, home;
+    };
     Tensor keys(Tensor block) const;
     Tensor values(Tensor block) const;
-    Tensor block(Buffer const& buffer, int owner) const;
+    int begin_block_hop(char const* label, std::size_t i, Tensor at_hand);
+    void fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tensor at_hand);
+    void add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, Tensor at_hand, Tensor o,
+                   Tensor d_o, Tensor lse);
+    int begin_sum_hop(std::size_t i);
+    int begin_way_home(std::size_t i);
+    Tensor received_block(std::size_t i) const;
 
     Backend& backend_;
     Comm& comm_;
     Trace& trace_;
     HeadShape shape_;
-    RingPlan const* plan_ = nullptr;
-    std::array<Buffer, 2> kv_;   // blocks on their way
-    std::array<Buffer, 2> dkv_;  // sums of the ranks before this one
-    Buffer share_;               // this rank's share of the block at hand
+    RingPlan const& plan_;
+    std::vector<StepRows> rows_;
+    Buffer home_by_ring_rows_, home_straight_rows_;  // i32
+    // Views of the workspace. Blocks at hand alternate between two, as do the sums of dK/dV.
+    std::array<Tensor, 2> kv_, sum_;
+    std::array<Tensor, 2> sent_sum_, sent_home_;  // rows of a sum that part ways
+    Tensor sent_kv_, share_, by_ring_, straight_;
+    Tensor last_kv_;  // of the layer before
 };
 
 }  // namespace cpstep

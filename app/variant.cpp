@@ -5,13 +5,9 @@
 
 namespace cpstep {
 
-namespace {
-
 HeadShape heads_of(ModelConfig const& config) {
     return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
 }
-
-}  // namespace
 
 double forward_flops(ModelConfig const& config, std::int64_t length) {
     auto const s = static_cast<double>(length);
@@ -29,7 +25,7 @@ VariantPlan plan_variant(Options const& options, ModelConfig const& config, Roll
     VariantPlan plan;
     plan.name = spec.name;
     plan.cp = spec.cp;
-    plan.grid = make_grid_shape(world_size, spec.cp.size);
+    plan.grid = make_grid_shape(world_size, spec.cp.size, spec.cp.a2a);
     std::vector<std::int64_t> lengths;
     std::vector<double> costs;
     for (std::int64_t j = 0; j < rollout.samples(); ++j) {
@@ -56,22 +52,23 @@ std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout cons
     return batches;
 }
 
-ModelCapacity capacity_of(std::vector<MicroBatch> const& batches) {
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads) {
     ModelCapacity capacity;
     for (MicroBatch const& batch : batches) {
         capacity.rows = std::max(capacity.rows, batch.rows());
         capacity.response_rows = std::max(capacity.response_rows, batch.response_count());
+        capacity.kept_floats =
+            std::max(capacity.kept_floats, attention_kept_floats(batch.plan, heads));
     }
     return capacity;
 }
 
-std::int64_t max_block_rows(std::vector<MicroBatch> const& batches) {
-    std::int64_t rows = 0;
+std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads) {
+    std::int64_t floats = 0;
     for (MicroBatch const& batch : batches) {
-        rows = std::max(
-            rows, *std::max_element(batch.ring.block_rows.begin(), batch.ring.block_rows.end()));
+        floats = std::max(floats, attention_workspace_floats(batch.plan, heads));
     }
-    return rows;
+    return floats;
 }
 
 Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
@@ -79,17 +76,14 @@ Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
     : plan_(std::move(plan)),
       grid_(world, plan_.grid),
       batches_(make_micro_batches(plan_, rollout, reduction, world.rank())),
-      attention_(backend, grid_.cp(), trace, heads_of(config), max_block_rows(batches_)) {
+      workspace_(backend, workspace_of(batches_, heads_of(config)), 1, DType::f32) {
     for (MicroBatch const& batch : batches_) {
         buffers_.emplace_back(backend, batch);
         losses_.push_back(make_loss_path(backend, grid_.cp(), batch));
+        attentions_.push_back(
+            make_cp_attention(backend, grid_, trace, heads_of(config), batch.plan, workspace_));
     }
     grid_.set_observer(&trace);
-}
-
-CpAttention& Variant::attention(std::size_t index) {
-    attention_.set_plan(batches_.at(index).ring);
-    return attention_;
 }
 
 }  // namespace cpstep

@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "app/batch_buffers.hpp"
+#include "app/cp_attention.hpp"
 #include "app/loss_path.hpp"
 #include "app/micro_batch.hpp"
 #include "app/model.hpp"
 #include "app/options.hpp"
-#include "app/ring_attention.hpp"
 #include "app/samples.hpp"
 #include "app/schedule.hpp"
 #include "app/variant_spec.hpp"
@@ -37,9 +37,12 @@ VariantPlan plan_variant(Options const& options, ModelConfig const& config, Roll
 std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout const& rollout,
                                            Reduction const& reduction, int rank);
 
-/// Capacity that holds every micro-batch, and the rows of the largest block of any rank.
-ModelCapacity capacity_of(std::vector<MicroBatch> const& batches);
-std::int64_t max_block_rows(std::vector<MicroBatch> const& batches);
+HeadShape heads_of(ModelConfig const& config);
+
+/// Capacity that holds every micro-batch.
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads);
+/// Floats of attention_workspace_floats() that serve every micro-batch.
+std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads);
 
 /// A plan brought to life on this rank. Collective over the world.
 class Variant {
@@ -52,8 +55,7 @@ class Variant {
     Grid& grid() { return grid_; }
     std::vector<MicroBatch> const& batches() const { return batches_; }
     std::vector<BatchBuffers>& buffers() { return buffers_; }
-    /// Attention set to the ring of micro-batch `index`.
-    CpAttention& attention(std::size_t index);
+    CpAttention& attention(std::size_t index) { return *attentions_.at(index); }
     LossPath& loss(std::size_t index) { return *losses_.at(index); }
 
   private:
@@ -62,7 +64,8 @@ class Variant {
     std::vector<MicroBatch> batches_;
     std::vector<BatchBuffers> buffers_;
     std::vector<std::unique_ptr<LossPath>> losses_;
-    RingAttention attention_;
+    Buffer workspace_;
+    std::vector<std::unique_ptr<CpAttention>> attentions_;  // of each micro-batch
 };
 
 }  // namespace cpstep

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "cuda/adamw.hpp"
 #include "cuda/attention.hpp"
@@ -107,6 +108,14 @@ class Backend {
     virtual void adamw(Tensor w, Tensor m, Tensor v, Tensor g,
                        std::span<ParameterRange const> ranges, AdamWOptions const& options) = 0;
 };
+
+/// A column of these values in the backend's memory.
+template <class T>
+Buffer uploaded(Backend& backend, std::vector<T> const& values) {
+    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, dtype_of<T>::value);
+    backend.upload(buffer, values.data());
+    return buffer;
+}
 
 /// The processor every machine has. threads: for loops and matrix products, at least 1.
 std::unique_ptr<Backend> make_host_backend(int threads);

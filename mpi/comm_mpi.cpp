@@ -20,6 +20,19 @@ constexpr std::int64_t message_chunk_bytes = std::int64_t{1} << 30;  // counts o
 constexpr int tag_count = 32767;                                     // MPI promises tags 0 .. 32767
 constexpr int group_tag = 32767;                                     // on MPI_COMM_WORLD
 
+/// Where a collective reads. Open MPI takes equal addresses for MPI_IN_PLACE, also where one side
+/// is empty and shares its address with the other.
+void const* send_address(Tensor send) {
+    static float const nothing = 0;
+    return send.elements() == 0 ? &nothing : send.data;
+}
+void* recv_address(Tensor send, Tensor recv) {
+    static float nothing = 0;
+    require(send.data != recv.data || send.elements() == 0 || recv.elements() == 0,
+            ExitCode::internal, "a collective receives where it sends from");
+    return recv.elements() == 0 ? &nothing : recv.data;
+}
+
 class MpiComm final : public Comm {
   public:
     /// Owns `comm`, whose ranks are `members` in this order.
@@ -73,9 +86,9 @@ class MpiComm final : public Comm {
         auto blocks = pieces_of("all_gather", label, rows, recv.cols);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
-        MPI_CHECK(MPI_Iallgatherv(send.data, blocks->counts[own()], MPI_FLOAT, recv.data,
-                                  blocks->counts.data(), blocks->offsets.data(), MPI_FLOAT, comm_,
-                                  &request));
+        MPI_CHECK(MPI_Iallgatherv(send_address(send), blocks->counts[own()], MPI_FLOAT,
+                                  recv_address(send, recv), blocks->counts.data(),
+                                  blocks->offsets.data(), MPI_FLOAT, comm_, &request));
         finish(request, "all_gather", label, blocks);
     }
 
@@ -84,8 +97,8 @@ class MpiComm final : public Comm {
         auto blocks = pieces_of("reduce_scatter", label, rows, send.cols);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
-        MPI_CHECK(MPI_Ireduce_scatter(send.data, recv.data, blocks->counts.data(), MPI_FLOAT,
-                                      MPI_SUM, comm_, &request));
+        MPI_CHECK(MPI_Ireduce_scatter(send_address(send), recv_address(send, recv),
+                                      blocks->counts.data(), MPI_FLOAT, MPI_SUM, comm_, &request));
         finish(request, "reduce_scatter", label, blocks);
     }
 
@@ -96,9 +109,10 @@ class MpiComm final : public Comm {
         auto arriving = pieces_of("all_to_all", label, recv_elements, 1);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
-        MPI_CHECK(MPI_Ialltoallv(send.data, leaving->counts.data(), leaving->offsets.data(),
-                                 MPI_FLOAT, recv.data, arriving->counts.data(),
-                                 arriving->offsets.data(), MPI_FLOAT, comm_, &request));
+        MPI_CHECK(MPI_Ialltoallv(send_address(send), leaving->counts.data(),
+                                 leaving->offsets.data(), MPI_FLOAT, recv_address(send, recv),
+                                 arriving->counts.data(), arriving->offsets.data(), MPI_FLOAT,
+                                 comm_, &request));
         finish(request, "all_to_all", label, leaving, arriving);
     }
 

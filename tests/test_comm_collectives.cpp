@@ -172,6 +172,38 @@ BOOST_AUTO_TEST_CASE(a_rank_without_rows_may_pass_no_tensor) {
     }
 }
 
+BOOST_AUTO_TEST_CASE(an_empty_tensor_may_have_the_address_of_the_other) {
+    if (alone()) {
+        return;
+    }
+    // As two views of one workspace have, of which the first is empty: Open MPI would work in
+    // place.
+    auto const comm = everyone();
+    bool const owner = comm->rank() == 0;
+    Sizes rows(at(comm->size()));
+    rows[0] = 2;
+    std::vector<float> memory(8, -1.0F);
+    Tensor const all = tensor_of(memory).row_range(0, 2);
+    Tensor const own = tensor_of(memory).row_range(owner ? 2 : 0, owner ? 2 : 0);
+    if (owner) {
+        memory[2] = 5;
+        memory[3] = 6;
+    }
+    comm->all_gather("gather", all, own, rows);
+    BOOST_TEST((memory[0] == 5 && memory[1] == 6));
+    comm->reduce_scatter_sum("scatter", own, all, rows);
+    BOOST_TEST((!owner || memory[2] == 5.0F * static_cast<float>(comm->size())));
+    Sizes const to(at(comm->size()), owner ? 1 : 0);
+    Sizes from(at(comm->size()));
+    from[0] = 1;
+    std::vector<float> pieces(at(2 * comm->size()), 7.0F);
+    Tensor const sent = tensor_of(pieces).row_range(0, owner ? comm->size() : 0);
+    Tensor const received = tensor_of(pieces).row_range(owner ? comm->size() : 0, 1);
+    pieces[at(owner ? comm->size() : 0)] = 0;
+    comm->all_to_all("pieces", received, sent, to, from);
+    BOOST_TEST(pieces[at(owner ? comm->size() : 0)] == 7);
+}
+
 BOOST_AUTO_TEST_CASE(ledger_and_observers_see_the_bytes_of_others) {
     if (alone()) {
         return;

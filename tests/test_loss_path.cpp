@@ -321,16 +321,16 @@ BOOST_AUTO_TEST_CASE(each_path_sends_what_it_is_known_for_and_nothing_else) {
         for (PolicyLossOptions const& options : every_combination()) {
             bool const gspo = options.estimator == Estimator::gspo;
             Ledger want;
-            if (batch.loss == LossComm::scalar && (gspo || options.use_opsm)) {
+            if (batch.loss() == LossComm::scalar && (gspo || options.use_opsm)) {
                 want["loss.seq_kl"] = {"all_reduce", C, 1, gspo && options.use_tis ? 8 * n : 4 * n};
             }
-            if (batch.loss == LossComm::padded && (gspo || options.use_opsm)) {
+            if (batch.loss() == LossComm::padded && (gspo || options.use_opsm)) {
                 want["loss.padded.new"] = want["loss.padded.old"] = responses;
             }
-            if (batch.loss == LossComm::padded && gspo) {
+            if (batch.loss() == LossComm::padded && gspo) {
                 want["loss.padded.new.backward"] = want["loss.padded.old.backward"] = responses;
             }
-            if (batch.loss == LossComm::gather) {
+            if (batch.loss() == LossComm::gather) {
                 want["loss.gather.ref"] = want["loss.gather.train"] = gathered;
                 want["loss.gather.backward"] = {"reduce_scatter", C, 1, gathered.bytes};
             }

@@ -43,11 +43,12 @@ void check_rows(Rollout const& rollout, MicroBatch const& batch, Coverage& cover
     std::vector<std::int64_t> sample_of_row;
     for (std::int64_t const sample : batch.samples) {
         std::int64_t const rows = owned_rows(rollout.total_length(sample),
-                                             {.ranks = batch.ring.cp_size}, batch.ring.cp_rank);
+                                             {.ranks = batch.plan.config.size}, batch.plan.rank);
         sample_of_row.insert(sample_of_row.end(), static_cast<std::size_t>(rows), sample);
     }
     BOOST_REQUIRE(batch.rows() == std::ssize(sample_of_row));
-    BOOST_TEST(batch.rows() == batch.ring.block_rows[batch.ring.cp_rank]);
+    BOOST_TEST(batch.rows() == batch.plan.own_rows);
+    BOOST_TEST(batch.rows() == batch.stream_rows[batch.plan.rank]);
     for (std::size_t row = 0; row < sample_of_row.size(); ++row) {
         std::int64_t const at = rollout.token_offsets[sample_of_row[row]] + batch.positions[row];
         BOOST_TEST(batch.tokens[row] == rollout.tokens[at]);

@@ -127,7 +127,7 @@ struct Bench {
     /// `reported` is the rollout the results are gathered for.
     VariantResult run(Variant& variant, Rollout const& reported) {
         TrainStep step(*backend, trace, test_case.options, layout, test_case.samples,
-                       capacity_of(variant.batches()), weights, {});
+                       capacity_of(variant.batches(), heads_of(layout.config)), weights, {});
         step.prepare(variant);
         step.reset();
         StepMetrics const metrics = step.run(variant);

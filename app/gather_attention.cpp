@@ -1,0 +1,76 @@
+#include "app/gather_attention.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "app/carver.hpp"
+#include "cuda/fault.hpp"
+
+namespace cpstep {
+
+namespace {
+
+std::int64_t width_of(HeadShape shape) {
+    return 2 * shape.kv_heads * shape.head_dim;
+}
+
+}  // namespace
+
+std::int64_t GatherAttention::kept_floats(CpPlan const& plan, HeadShape shape) {
+    return Carver::floats(plan.join.all_rows(), width_of(shape));
+}
+
+std::int64_t GatherAttention::workspace_floats(CpPlan const& plan, HeadShape shape) {
+    return 2 * Carver::floats(plan.join.all_rows(), width_of(shape));
+}
+
+GatherAttention::GatherAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
+                                 CpPlan const& plan, Tensor workspace)
+    : backend_(backend),
+      comm_(comm),
+      trace_(trace),
+      shape_(shape),
+      plan_(plan),
+      ordered_(backend, plan.join.all_rows(), 1, DType::i32),
+      joined_(backend, plan.join.all_rows(), 1, DType::i32) {
+    std::vector<std::int32_t> ordered = plan.join.ordered;
+    if (planted(Fault::stale_gather_order)) {  // blocks taken for those of the ranks in reverse
+        std::rotate(ordered.begin(), ordered.begin() + plan.join.rows.front(), ordered.end());
+    }
+    backend.upload(ordered_, ordered.data());
+    backend.upload(joined_, plan.join.joined.data());
+    Carver carver(workspace);
+    in_rank_order_ = carver.take(plan.join.all_rows(), width_of(shape));
+    gradient_ = carver.take(plan.join.all_rows(), width_of(shape));
+}
+
+void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) {
+    Tensor const all = Carver(kept).take(plan_.join.all_rows(), width_of(shape_));
+    comm_.all_gather("cp.kv.gather", in_rank_order_, kv, plan_.join.rows);
+    {
+        Span const span = trace_.span(SpanKind::compute, "attention.reorder");
+        backend_.gather_rows(all, in_rank_order_, ordered_);
+    }
+    Span const span = trace_.span(SpanKind::compute, "attention.forward");
+    backend_.attention_forward(o, lse, q, keys(all), values(all), shape_, plan_.gathered,
+                               Accumulate::overwrite);
+}
+
+void GatherAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor /*kv*/, Tensor o, Tensor d_o,
+                               Tensor lse, Tensor kept) {
+    Tensor const all = Carver(kept).take(plan_.join.all_rows(), width_of(shape_));
+    {
+        Span const span = trace_.span(SpanKind::compute, "attention.backward");
+        backend_.zero(dq);
+        backend_.zero(gradient_);
+        backend_.attention_backward(dq, keys(gradient_), values(gradient_), q, keys(all),
+                                    values(all), o, d_o, lse, shape_, plan_.gathered);
+    }
+    {
+        Span const span = trace_.span(SpanKind::compute, "attention.reorder");
+        backend_.gather_rows(in_rank_order_, gradient_, joined_);
+    }
+    comm_.reduce_scatter_sum("cp.dkv.reduce_scatter", dkv, in_rank_order_, plan_.join.rows);
+}
+
+}  // namespace cpstep
