@@ -93,11 +93,7 @@ OptionSpec choice(std::string name, std::string help, std::vector<std::string> c
     spec.fallback = choices.front();
     spec.apply = [choices = std::move(choices), set = std::move(set)](
                      Options& options, std::string const& value, std::string const& label) {
-        auto const found = std::find(choices.begin(), choices.end(), value);
-        require(found != choices.end(), ExitCode::usage,
-                "{}: '{}' is not available; choose from: {}", label, value,
-                fmt::join(choices, ", "));
-        set(options, static_cast<std::size_t>(found - choices.begin()));
+        set(options, choice_index(value, choices, label));
         return value;
     };
     return spec;

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -68,6 +70,16 @@ T parse_in_range(std::string const& text, std::string const& label, Range range)
 bool parse_switch(std::string const& text, std::string const& label);
 /// Items between single commas.
 std::vector<std::string> split_list(std::string const& text, std::string const& label);
+
+/// Place of `item` in `choices`; else Error(usage) that lists them.
+template <class Choices>
+std::size_t choice_index(std::string const& item, Choices const& choices,
+                         std::string const& label) {
+    auto const found = std::find(choices.begin(), choices.end(), item);
+    require(found != choices.end(), ExitCode::usage, "{}: '{}' is not available; choose from: {}",
+            label, item, fmt::join(choices, ", "));
+    return static_cast<std::size_t>(found - choices.begin());
+}
 
 inline OptionSpec make_spec(std::string name, OptionKind kind, std::string metavar,
                             std::string help) {
@@ -132,6 +144,29 @@ OptionSpec text(std::string name, std::string metavar, std::string help,
 /// The first choice is the default; `set` gets the index of the choice.
 OptionSpec choice(std::string name, std::string help, std::vector<std::string> choices,
                   std::function<void(Options&, std::size_t)> set);
+
+/// Some of `names` in the order given, none twice; the first name alone is the default.
+template <class T, std::size_t N>
+OptionSpec choice_list(std::string name, std::array<std::string_view, N> const& names,
+                       std::vector<T> Options::* member) {
+    OptionSpec spec =
+        make_spec(std::move(name), OptionKind::list, fmt::format("{}", fmt::join(names, ",")), "");
+    spec.fallback = names.front();
+    spec.apply = [names, member](Options& options, std::string const& value,
+                                 std::string const& label) {
+        std::vector<T> items;
+        for (std::string const& item : split_list(value, label)) {
+            T const found = static_cast<T>(choice_index(item, names, label));
+            require(std::find(items.begin(), items.end(), found) == items.end(), ExitCode::usage,
+                    "{}: '{}' names {} twice", label, value, item);
+            items.push_back(found);
+        }
+        options.*member = std::move(items);
+        return value;
+    };
+    return spec;
+}
+
 /// A choice that this build cannot vary: checked and recorded only.
 OptionSpec fixed(std::string name, std::string help, std::vector<std::string> choices);
 /// A number of the trainer that must keep one value here.

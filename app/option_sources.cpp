@@ -22,6 +22,11 @@ po::options_description describe_table() {
     for (OptionSpec const& spec : option_table()) {
         if (spec.kind == OptionKind::flag) {
             description.add_options()(spec.name.c_str(), spec.help.c_str());
+        } else if (spec.takes_two_words) {
+            description.add_options()(
+                spec.name.c_str(),
+                po::value<std::vector<std::string>>()->multitoken()->value_name(spec.metavar),
+                spec.help.c_str());
         } else {
             description.add_options()(spec.name.c_str(),
                                       po::value<std::string>()->value_name(spec.metavar),
@@ -117,9 +122,11 @@ std::vector<Setting> read_command_line(std::vector<std::string> const& arguments
                 option.value.empty() ? "" : option.value.front());
         require(!option.unregistered, ExitCode::usage, "unknown option '--{}'{}", name,
                 hint(name, dashed));
-        require(seen.insert(name).second, ExitCode::usage, "option '--{}' is given twice", name);
         OptionSpec const* spec = find_option(name);
-        std::string const value = option.value.empty() ? "true" : option.value.front();
+        require(seen.insert(name).second || spec->repeatable, ExitCode::usage,
+                "option '--{}' is given twice", name);
+        std::string const value =
+            option.value.empty() ? "true" : fmt::format("{}", fmt::join(option.value, ","));
         // "--output --force": the parser takes the next option as the value.
         require(option.original_tokens.size() < 2 || !value.starts_with("--"), ExitCode::usage,
                 "option '--{}' needs a value ({}), but '{}' follows", name, spec->metavar, value);
@@ -176,8 +183,8 @@ std::vector<Setting> read_ini(std::filesystem::path const& file) {
         std::string const where = fmt::format("{}:{}", path, number);
         Setting setting = parse_ini_line(content, where);
         auto const [first, inserted] = first_line.emplace(setting.spec->name, number);
-        require(inserted, ExitCode::usage, "{}: '{}' is already set in line {}", where,
-                setting.spec->name, first->second);
+        require(inserted || setting.spec->repeatable, ExitCode::usage,
+                "{}: '{}' is already set in line {}", where, setting.spec->name, first->second);
         settings.push_back(std::move(setting));
     }
     require(!stream.bad(), ExitCode::usage, "--config: cannot read '{}' to its end", path);

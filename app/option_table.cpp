@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "app/option_kinds.hpp"
+#include "app/option_variants.hpp"
 
 namespace cpstep {
 namespace {
@@ -153,16 +154,35 @@ std::vector<OptionSpec> optimizer_options() {
     };
 }
 
+std::string apply_hierarchical(Options& options, std::string const& value,
+                               std::string const& label) {
+    options.hierarchical = parse_factors(value, ',', label);
+    return value;
+}
+
 std::vector<OptionSpec> layout_options() {
     std::string const reason = "only context and data parallelism are covered";
+    OptionSpec hierarchical =
+        list("hierarchical-context-parallel-sizes",
+             "for a2a+p2p, of the CP size that is their product", "", apply_hierarchical);
+    hierarchical.metavar = "A2A,P2P";
+    hierarchical.takes_two_words = true;
+    OptionSpec variant =
+        list("variant", "repeatable: these and cp1 run; keys: the five options above", "",
+             apply_variants);
+    variant.metavar = "NAME[:KEY=VALUE,...]";
+    variant.repeatable = true;
     return {
         list("context-parallel-size", "sizes to compare, e.g. 1,2,4; 1 is always in", "1,WORLD",
              apply_context_parallel),
+        choice_list("cp-comm-type", cp_method_names, &Options::cp_comm_type),
+        choice_list("cp-loss-comm", loss_comm_names, &Options::cp_loss_comm),
+        choice_list("cp-layout", cp_layout_names, &Options::cp_layout),
+        hierarchical,
+        variant,
         must_be("tensor-model-parallel-size", 1, "must be 1", reason),
         must_be("pipeline-model-parallel-size", 1, "must be 1", reason),
-        fixed("cp-comm-type", "of attention", {"p2p"}),
-        fixed("cp-loss-comm", "of the loss", {"scalar"}),
-        fixed("device", "auto: cpu in this build", {"auto", "cpu"}),
+        fixed("device", "auto: cpu here", {"auto", "cpu"}),
         fixed("transport", "auto: mpi", {"auto", "mpi"}),
         flag("use-dynamic-batch-size", "pack by tokens", &Options::use_dynamic_batch_size),
         integer("max-tokens-per-gpu", "a pack", kNotNegative, &Options::max_tokens_per_gpu),
@@ -176,7 +196,7 @@ std::vector<OptionSpec> measurement_options() {
         integer("warmup-steps", "untimed", kNotNegative, &Options::warmup_steps),
         integer("blocks", "ABBA blocks, 0: no timing", kNotNegative, &Options::blocks),
         integer("block-steps", "steps a visit", kFromOne, &Options::block_steps),
-        real("gate-ratio", "largest step time ratio, 0: off", kNotNegative, &Options::gate_ratio),
+        real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
         integer("threads", "a rank, 0: cores / ranks", {.high = 4096}, &Options::threads),
         real("comm-timeout", "seconds", {.high = 86400, .low_open = true}, &Options::comm_timeout),
     };

@@ -21,6 +21,8 @@ struct OptionSpec {
     std::string section;
     std::string fallback;  ///< text of the default, "" if there is none
     bool applicable = true;
+    bool repeatable = false;       ///< mentions within one source are joined by ';'
+    bool takes_two_words = false;  ///< "--sizes 2 4" on the command line is "2,4"
     /// Check `text`, store it, return it in canonical form. `label` opens the error line.
     std::function<std::string(Options&, std::string const& text, std::string const& label)> apply;
 };

@@ -18,8 +18,16 @@ constexpr int kGateBlocks = 3;
 
 void apply_settings(Options& options, std::vector<Setting> const& settings) {
     for (Setting const& setting : settings) {
-        std::string value = setting.spec->apply(options, setting.text, setting.label);
-        options.resolved[setting.spec->name] = {std::move(value), setting.origin, setting.where};
+        ResolvedValue& known = options.resolved.at(setting.spec->name);
+        // A mention adds to those of its own source and replaces those of the sources below.
+        bool const adds = setting.spec->repeatable && known.origin == setting.origin;
+        std::string const text = adds ? known.value + ";" + setting.text : setting.text;
+        std::string where = setting.where;
+        if (adds && setting.origin == Origin::file) {  // "a.ini:4,5"
+            where = known.where + "," + where.substr(where.rfind(':') + 1);
+        }
+        known = {setting.spec->apply(options, text, setting.label), setting.origin,
+                 std::move(where)};
     }
 }
 

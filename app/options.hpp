@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "app/cp_config.hpp"
 #include "cuda/adamw.hpp"
 #include "cuda/policy_loss.hpp"
 
@@ -20,6 +22,25 @@ struct ResolvedValue {
     std::string value;  ///< as text, canonical
     Origin origin = Origin::fallback;
     std::string where;  ///< "inputs/smoke.ini:4", "CPSTEP_LR", "command line", "default"
+};
+
+/// Factors of a CP size for a2a+p2p, each above 1.
+struct HierarchicalSizes {
+    int a2a = 0;  ///< adjacent ranks that scatter heads among each other
+    int p2p = 0;  ///< ranks of a ring
+
+    std::int64_t product() const { return std::int64_t{a2a} * p2p; }
+    friend bool operator==(HierarchicalSizes const&, HierarchicalSizes const&) = default;
+};
+
+/// One --variant; variant_specs() fills in what it leaves out.
+struct NamedVariant {
+    std::string name;
+    std::optional<int> size;
+    std::optional<CpMethod> method;
+    std::optional<LossComm> loss;
+    std::optional<CpLayout> layout;
+    std::optional<HierarchicalSizes> hierarchical;
 };
 
 struct Options {
@@ -55,6 +76,11 @@ struct Options {
 
     // parallel layout and batching
     std::vector<int> context_parallel_size;  ///< empty: 1 and the world size
+    std::vector<CpMethod> cp_comm_type{CpMethod::p2p};
+    std::vector<LossComm> cp_loss_comm{LossComm::scalar};
+    std::vector<CpLayout> cp_layout{CpLayout::zigzag};
+    std::optional<HierarchicalSizes> hierarchical;  ///< --hierarchical-context-parallel-sizes
+    std::vector<NamedVariant> variants;  ///< --variant; empty: all combinations of the lists
     bool use_dynamic_batch_size = false;
     std::int64_t max_tokens_per_gpu = 0;
     bool balance_data = false;
@@ -84,7 +110,8 @@ struct Options {
 
 /// Parse the arguments after `cpstep run`. Precedence: command line > CPSTEP_* environment >
 /// --config ini > default. Unknown, misspelt (nearest name given), duplicated, out of range or
-/// contradictory settings: Error(usage), with file:line for the ini.
+/// contradictory settings: Error(usage), with file:line for the ini. A source that names variants
+/// replaces all variants of the sources below it.
 /// Paths in the ini are relative to the current folder, not to the file.
 Options parse_run_options(std::vector<std::string> const& arguments,
                           std::map<std::string, std::string> const& environment);

@@ -4,6 +4,7 @@
 
 #include "app/run_file.hpp"
 #include "app/timing.hpp"
+#include "app/variant_spec.hpp"
 
 namespace cpstep {
 
@@ -11,27 +12,26 @@ namespace {
 
 /// A dry run without mpirun plans for the ranks that the largest group asks for.
 int planned_world(Options const& options, int world_size) {
-    if (!options.dry_run || world_size > 1 || options.context_parallel_size.empty()) {
+    if (!options.dry_run || world_size > 1) {
         return world_size;
     }
-    return *std::max_element(options.context_parallel_size.begin(),
-                             options.context_parallel_size.end());
-}
-
-std::vector<int> sizes_of(Options const& options, int world_size) {
-    if (!options.context_parallel_size.empty()) {
-        return options.context_parallel_size;
+    int world = world_size;
+    for (int const size : options.context_parallel_size) {
+        world = std::max(world, size);
     }
-    return world_size == 1 ? std::vector{1} : std::vector{1, world_size};
+    for (NamedVariant const& variant : options.variants) {
+        world = std::max(world, variant.size.value_or(1));
+    }
+    return world;
 }
 
 std::vector<VariantPlan> plan_variants(Options const& options, ModelConfig const& config,
                                        Rollout const& rollout, int world_size) {
     std::vector<VariantPlan> plans;
     int const world = planned_world(options, world_size);
-    for (int const cp : sizes_of(options, world)) {
-        plans.push_back(
-            plan_variant(options, config, rollout, world, {fmt::format("cp{}", cp), {.size = cp}}));
+    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+    for (VariantSpec const& spec : variant_specs(options, heads, world)) {
+        plans.push_back(plan_variant(options, config, rollout, world, spec));
     }
     return plans;
 }

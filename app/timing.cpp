@@ -20,6 +20,17 @@ std::map<std::string, double> phase_seconds(Trace const& trace) {
     return phases;
 }
 
+/// Seconds that this rank spent in communication of the loss in the last step.
+double loss_comm_seconds(Trace const& trace) {
+    std::int64_t sum = 0;
+    for (Event const& event : trace.last_step()) {
+        if (event.kind == SpanKind::comm && trace.names().at(event.name).starts_with("loss.")) {
+            sum += event.dur_ns;
+        }
+    }
+    return static_cast<double>(sum) * 1e-9;
+}
+
 using PhaseTimes = std::map<std::string, std::map<std::string, std::vector<double>>>;
 
 double mean_of_block(std::vector<StepTime> const& steps, std::string const& variant, int block) {
@@ -55,6 +66,7 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
     StepTime time{.variant = variant.name(), .block = block, .loss = result.loss};
     time.seconds = world.max(static_cast<double>(end - begin) * 1e-9);
     time.exposed_comm = world.max(static_cast<double>(exposed_comm_ns(trace.last_step())) * 1e-9);
+    time.loss_comm = world.max(loss_comm_seconds(trace));
     if (metrics != nullptr) {
         *metrics = result;
     }
@@ -108,23 +120,36 @@ TimingResult run_timing(World& world, Trace& trace, Options const& options, Trai
     return result;
 }
 
-std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,
-                                            std::vector<std::string> const& names,
-                                            std::uint64_t seed) {
-    std::vector<VariantTiming> timings;
+RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const& name,
+                           std::string const& reference, std::uint64_t seed) {
     int blocks = 0;
     for (StepTime const& step : steps) {
         blocks = std::max(blocks, step.block + 1);
     }
+    std::vector<double> log_ratios;
+    log_ratios.reserve(static_cast<std::size_t>(blocks));
+    for (int block = 0; block < blocks; ++block) {
+        log_ratios.push_back(std::log(mean_of_block(steps, name, block) /
+                                      mean_of_block(steps, reference, block)));
+    }
+    return bootstrap_ratio(log_ratios, seed);
+}
+
+std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,
+                                            std::vector<std::string> const& names,
+                                            std::uint64_t seed) {
+    std::vector<VariantTiming> timings;
     for (std::string const& name : names) {
         VariantTiming timing;
         timing.name = name;
         std::vector<double> seconds;
         std::vector<double> exposed;
+        std::vector<double> loss_comm;
         for (StepTime const& step : steps) {
             if (step.block >= 0 && step.variant == name) {
                 seconds.push_back(step.seconds);
                 exposed.push_back(step.exposed_comm);
+                loss_comm.push_back(step.loss_comm);
             }
         }
         require(!seconds.empty(), ExitCode::internal, "no timed step of {}", name);
@@ -134,13 +159,8 @@ std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,
         timing.low = quantile(seconds, 0.0);
         timing.high = quantile(seconds, 1.0);
         timing.exposed_comm = median(exposed);
-        std::vector<double> log_ratios;
-        log_ratios.reserve(static_cast<std::size_t>(blocks));
-        for (int block = 0; block < blocks; ++block) {
-            log_ratios.push_back(std::log(mean_of_block(steps, name, block) /
-                                          mean_of_block(steps, names.front(), block)));
-        }
-        timing.ratio = bootstrap_ratio(log_ratios, seed);
+        timing.loss_comm = median(loss_comm);
+        timing.ratio = paired_ratio(steps, name, names.front(), seed);
         timings.push_back(timing);
     }
     return timings;

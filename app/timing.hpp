@@ -21,6 +21,7 @@ struct StepTime {
     int block = -1;  ///< -1: warm-up
     double seconds = 0;
     double exposed_comm = 0;  ///< seconds, max over ranks
+    double loss_comm = 0;     ///< seconds in calls labelled "loss.", max over ranks
     double loss = 0;
 };
 
@@ -29,7 +30,7 @@ struct VariantTiming {
     std::string name;
     std::int64_t steps = 0;
     double median = 0, mad = 0, low = 0, high = 0;  ///< low/high: smallest and largest
-    double exposed_comm = 0;                        ///< median
+    double exposed_comm = 0, loss_comm = 0;         ///< medians
     std::map<std::string, double> phases;           ///< median of rank 0's passes by name
     RatioEstimate ratio;                            ///< against the first variant; of 1 for itself
 };
@@ -53,6 +54,11 @@ TimingResult run_timing(World& world, Trace& trace, Options const& options, Trai
 /// Collective.
 StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& variant, int block,
                     StepMetrics* metrics = nullptr);
+
+/// Step time of `name` over that of `reference`: from the log ratios of their blocks. Both must have
+/// timed steps.
+RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const& name,
+                           std::string const& reference, std::uint64_t seed);
 
 /// Medians, spread and ratios from recorded steps; pure. Phases are left empty.
 std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,

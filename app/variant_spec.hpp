@@ -2,8 +2,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "app/cp_config.hpp"
+#include "app/options.hpp"
+#include "cuda/attention.hpp"
 
 namespace cpstep {
 
@@ -11,5 +14,11 @@ struct VariantSpec {
     std::string name;  ///< "cp1", "cp2", "cp2-all_gather-gather"
     CpConfig cp;
 };
+
+/// The baseline "cp1", then the variants of --variant in their order or, without any, each size
+/// above 1 with all combinations of the lists; names are unique. `world`: the ranks that default
+/// sizes and error texts refer to; that a size divides them is make_grid_shape()'s to check.
+/// Error(usage): a method that cannot share the model's heads in a group of its size.
+std::vector<VariantSpec> variant_specs(Options const& options, HeadShape heads, int world);
 
 }  // namespace cpstep

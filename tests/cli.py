@@ -201,6 +201,36 @@ def test_a_dry_run_needs_no_launcher_and_makes_nothing(program):
     expect(sorted(dealt) == list(range(8)), f"samples {dealt}")
 
 
+def test_a_dry_run_shows_named_variants_and_plans_for_their_size(program):
+    result = program.run(*smoke(program.path(), "--variant", "ring:context-parallel-size=4,cp-comm-type=p2p", "--variant",
+                                "half:context-parallel-size=2", "--dry-run"), ranks=0)
+    expect_code(result, 0)
+    for pattern in (r"(?m)^variant +ring:context-parallel-size=4,cp-comm-type=p2p;half:context-parallel-size=2 +command",
+                    r"(?m)^cp-comm-type +p2p +default$", r"(?m)^cp-loss-comm +scalar +default$",
+                    r"(?m)^cp-layout +zigzag +default$", r"(?m)^hierarchical-context-parallel-sizes +- +default$",
+                    r"cp1: 4 ranks as DP 4 x CP 1", r"ring: 4 ranks as DP 1 x CP 4", r"half: 4 ranks as DP 2 x CP 2"):
+        expect(re.search(pattern, result.out), f"{pattern} is not in\n{result.out}")
+
+
+def test_named_variants_run_and_are_recorded(program):
+    output = program.path()
+    expect_code(program.run(*smoke(output, "--blocks", "0"), env={"CPSTEP_VARIANT": "a;b:context-parallel-size=2"}), 0)
+    names = [(v["name"], v["cp"]) for v in summary_of(output)["variants"]]
+    expect(names == [("cp1", 1), ("a", 2), ("b", 2)], names)
+    with h5py.File(output / "run.h5", "r") as run:
+        names = ("variant", "cp-comm-type", "cp-loss-comm", "cp-layout")
+        config = [run["config"].attrs[name].decode() for name in names]
+    expect(config == ["a;b:context-parallel-size=2", "p2p", "scalar", "zigzag"], config)
+
+
+def test_a_method_that_cannot_share_the_heads_stops_before_anything_is_made(program):
+    output = program.path()
+    result = program.run(*smoke(output, "--cp-comm-type", "a2a+p2p"))
+    expect_code(result, 2)
+    expect(len(result.said) == 1 and "variant cp2: a2a+p2p needs a CP size of two factors" in result.err, result)
+    expect(not output.exists(), "a folder was made")
+
+
 def test_a_misspelt_option_stops_with_the_nearest_name(program):
     output = program.path()
     result = program.run(*smoke(output, "--use-tiss"))

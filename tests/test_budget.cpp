@@ -1,13 +1,14 @@
 #define BOOST_TEST_MODULE budget
 #include <boost/test/unit_test.hpp>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "app/budget.hpp"
-#include "app/layout.hpp"
+#include "app/cp_attention.hpp"
 #include "tests/cases.hpp"
 
 using namespace cpstep;
@@ -16,31 +17,6 @@ using cpstep::test::SampleShape;
 using cpstep::test::small_config;
 
 namespace {
-
-struct Cost {
-    std::int64_t calls = 0;
-    std::int64_t bytes = 0;
-};
-
-/// One block a rank, moved `hops` times to the right neighbour; what each rank sends in all. `rows`
-/// by owner.
-std::vector<Cost> moved_around(std::vector<std::int64_t> const& rows, int hops,
-                               std::int64_t row_bytes) {
-    std::size_t const n = rows.size();
-    std::vector<Cost> sent(n);
-    std::vector<std::size_t> held(n);
-    std::iota(held.begin(), held.end(), std::size_t{0});
-    for (int hop = 0; hop < hops; ++hop) {
-        std::vector<std::size_t> next(n);
-        for (std::size_t rank = 0; rank < n; ++rank) {
-            sent[rank].calls += 1;
-            sent[rank].bytes += rows[held[rank]] * row_bytes;
-            next[(rank + 1) % n] = held[rank];
-        }
-        held = next;
-    }
-    return sent;
-}
 
 /// Micro-batches of the samples 0, 1, ... on one rank, `count` samples each.
 std::vector<MicroBatch> batches_of(Rollout const& rollout, std::int64_t count, CpConfig const& cp,
@@ -56,22 +32,72 @@ std::vector<MicroBatch> batches_of(Rollout const& rollout, std::int64_t count, C
     return batches;
 }
 
-/// What a rank of a CP group sends in one ring of each micro-batch, all micro-batches added.
-Cost simulated(Rollout const& rollout, std::int64_t count, int cp, int rank, int hops,
-               std::int64_t row_bytes) {
-    Cost total;
-    for (std::int64_t j = 0; j < rollout.samples(); j += count) {
-        std::vector<std::int64_t> rows(static_cast<std::size_t>(cp));
-        for (std::int64_t sample = j; sample < std::min(j + count, rollout.samples()); ++sample) {
-            for (int owner = 0; owner < cp; ++owner) {
-                rows[owner] += owned_rows(rollout.total_length(sample), {.ranks = cp}, owner);
+/// Calls and rows by label of one layer: forward, or backward.
+using Messages = std::map<std::string, std::pair<std::int64_t, std::int64_t>>;
+
+void count(Messages& messages, char const* label, std::int64_t rows) {
+    messages[label].first += 1;
+    messages[label].second += rows;
+}
+
+/// Walks the messages of a ring one by one.
+void add_ring(Messages& forward, Messages& backward, RingPlan const& plan) {
+    for (int i = 0; i < plan.size; ++i) {
+        RingStep const& step = plan.steps[i];
+        bool const all = step.pass_on == step.chunks;
+        std::int64_t const passed = all ? step.rows : std::ssize(step.pass_rows);
+        if (i + 1 < plan.size && step.pass_on > 0) {
+            count(forward, "cp.kv", passed);
+            count(backward, "cp.kv.backward", passed);
+        }
+        if (i > 0 && step.chunks > 0 && (step.next_is_home || step.pass_on > 0)) {
+            count(backward, "cp.dkv", step.next_is_home ? step.rows : passed);
+        }
+        if (step.sends_home) {
+            count(backward, "cp.dkv.home", std::ssize(step.home_rows));
+        }
+    }
+}
+
+/// What a rank does in one layer of the micro-batches; rows of 2*G*D floats for rings and gathers,
+/// of one float for all-to-alls.
+void add_plan(Messages& forward, Messages& backward, CpPlan const& plan, HeadShape heads) {
+    std::int64_t const all = plan.join.all_rows();
+    std::int64_t const others = all - plan.own_rows;
+    if (plan.config.method == CpMethod::all_gather) {
+        count(forward, "cp.kv.gather", others);
+        count(backward, "cp.dkv.reduce_scatter", others);
+        return;
+    }
+    add_ring(forward, backward, plan.ring);
+    if (plan.config.a2a == 1) {
+        return;
+    }
+    // Each rank hands each other rank its rows of that rank's heads.
+    HeadShape const local = scattered_heads(heads, plan.config.a2a);
+    std::int64_t const q = local.heads * local.head_dim;
+    std::int64_t const kv = 2 * local.kv_heads * local.head_dim;
+    std::int64_t const peers = plan.config.a2a - 1;
+    count(forward, "cp.qkv.a2a", peers * plan.own_rows * (q + kv));
+    count(forward, "cp.o.a2a", others * q);
+    count(backward, "cp.do.a2a", peers * plan.own_rows * q);
+    count(backward, "cp.dqkv.a2a", others * (q + kv));
+}
+
+std::vector<CpConfig> configs(int size) {
+    std::vector<CpConfig> all;
+    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
+        all.push_back({.size = size, .layout = layout});
+        all.push_back({.size = size, .method = CpMethod::all_gather, .layout = layout});
+        all.push_back({.size = size, .method = CpMethod::a2a, .layout = layout, .a2a = size});
+        for (int a2a = 2; a2a < size; ++a2a) {
+            if (size % a2a == 0) {
+                all.push_back(
+                    {.size = size, .method = CpMethod::a2a_p2p, .layout = layout, .a2a = a2a});
             }
         }
-        Cost const sent = moved_around(rows, hops, row_bytes)[rank];
-        total.calls += sent.calls;
-        total.bytes += sent.bytes;
     }
-    return total;
+    return all;
 }
 
 std::set<std::string> labels_of(Ledger const& ledger) {
@@ -91,29 +117,50 @@ Ledger two_labels() {
 
 }  // namespace
 
-BOOST_AUTO_TEST_CASE(the_closed_form_of_the_ring_is_the_sum_of_its_messages) {
-    ParameterLayout const layout(small_config());
+BOOST_AUTO_TEST_CASE(the_closed_form_of_every_method_is_the_sum_of_its_messages) {
+    ModelConfig config = small_config();
+    config.num_attention_heads = 840;  // every size from 1 to 8 divides it
+    config.num_key_value_heads = 6;
+    config.head_dim = 4;
+    ParameterLayout const layout(config);
+    HeadShape const heads{840, 6, 4};
     Rollout const rollout = make_rollout(uneven);
-    std::int64_t const layers = 3;
-    std::int64_t const row_bytes = 2 * 2 * 4 * 4;  // K and V of G = 2 heads of D = 4 floats
-    for (int cp = 2; cp <= 8; ++cp) {
-        for (int rank = 0; rank < cp; ++rank) {
-            for (int const passes : {1, 2, 3}) {
-                StepShape const shape{.ref_pass = passes > 1, .old_pass = passes > 2};
-                Ledger const ledger = expected_ledger(
-                    shape, layout, batches_of(rollout, 3, {.size = cp}, rank), {cp, cp});
-                Cost const kv = simulated(rollout, 3, cp, rank, cp - 1, row_bytes);
-                Cost const dkv = simulated(rollout, 3, cp, rank, cp, row_bytes);
-                BOOST_TEST_CONTEXT("CP " << cp << " rank " << rank << " forward passes "
-                                         << passes) {
-                    BOOST_TEST((ledger.at("cp.kv") == LedgerEntry{"exchange", cp,
-                                                                  passes * layers * kv.calls,
-                                                                  passes * layers * kv.bytes}));
-                    BOOST_TEST((ledger.at("cp.kv.backward") ==
-                                LedgerEntry{"exchange", cp, layers * kv.calls, layers * kv.bytes}));
-                    BOOST_TEST(
-                        (ledger.at("cp.dkv") ==
-                         LedgerEntry{"exchange", cp, layers * dkv.calls, layers * dkv.bytes}));
+    std::int64_t const layers = config.num_hidden_layers;
+    StepShape const shape{.ref_pass = true};  // two forward passes
+    for (int size = 2; size <= 8; ++size) {
+        for (CpConfig const& cp : configs(size)) {
+            for (int rank = 0; rank < size; ++rank) {
+                auto const batches = batches_of(rollout, 3, cp, rank);
+                Messages forward;
+                Messages backward;
+                for (MicroBatch const& batch : batches) {
+                    add_plan(forward, backward, batch.plan, heads);
+                }
+                Ledger ledger =
+                    expected_ledger(shape, layout, batches, make_grid_shape(size, size, cp.a2a));
+                int const ring = size / cp.a2a;
+                HeadShape const local = scattered_heads(heads, cp.a2a);
+                BOOST_TEST_CONTEXT("CP " << size << " " << name_of(cp.method) << " "
+                                         << name_of(cp.layout) << " a2a " << cp.a2a << " rank "
+                                         << rank) {
+                    std::size_t labels = 0;
+                    for (auto const* messages : {&forward, &backward}) {
+                        std::int64_t const times = messages == &forward ? 2 * layers : layers;
+                        for (auto const& [label, cost] : *messages) {
+                            bool const a2a = label.ends_with(".a2a");
+                            bool const hops = ring > 1 && !a2a && cp.method != CpMethod::all_gather;
+                            std::int64_t const width =
+                                a2a ? 4 : 2 * local.kv_heads * local.head_dim * 4;
+                            LedgerEntry const& entry = ledger.at(label);
+                            BOOST_TEST(entry.calls == times * cost.first, label);
+                            BOOST_TEST(entry.bytes == times * cost.second * width, label);
+                            BOOST_TEST(entry.group_size == (a2a ? cp.a2a : hops ? ring : size));
+                            ++labels;
+                        }
+                    }
+                    ledger.erase("grad");
+                    ledger.erase("metrics");
+                    BOOST_TEST(ledger.size() == labels);
                 }
             }
         }
@@ -128,7 +175,7 @@ BOOST_AUTO_TEST_CASE(each_label_has_its_calls_and_bytes) {
     Ledger const ledger = expected_ledger(shape, layout, batches, {4, 2});
     BOOST_TEST(ledger.at("cp.kv").calls == 3 * 3 * 1);
     BOOST_TEST(ledger.at("cp.kv.backward").calls == 3 * 3 * 1);
-    BOOST_TEST(ledger.at("cp.dkv").calls == 3 * 3 * 2);
+    BOOST_TEST(ledger.at("cp.dkv").calls == 3 * 3 * 1);
     BOOST_TEST((ledger.at("loss.seq_kl") == LedgerEntry{"all_reduce", 2, 3, 7 * 4}));
     BOOST_TEST((ledger.at("advantages.whiten") == LedgerEntry{"all_reduce", 4, 1, 12}));
     BOOST_TEST((ledger.at("grad") == LedgerEntry{"all_reduce", 4, 1, 4 * layout.size}));
@@ -207,7 +254,7 @@ BOOST_AUTO_TEST_CASE(each_loss_path_has_its_calls_and_bytes) {
 
 BOOST_AUTO_TEST_CASE(groups_of_one_cost_nothing) {
     ParameterLayout const layout(small_config());
-    auto const batches = batches_of(make_rollout(uneven), 3, {}, 0);
+    auto const batches = batches_of(make_rollout(uneven), 3, {.size = 1}, 0);
     StepShape const shape{.seq_kl = true, .seq_kl_grad = true, .whiten = true};
     BOOST_TEST(expected_ledger(shape, layout, batches, {1, 1}).empty());
     BOOST_TEST((labels_of(expected_ledger(shape, layout, batches, {4, 1})) ==

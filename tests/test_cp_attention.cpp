@@ -250,3 +250,19 @@ BOOST_AUTO_TEST_CASE(scattered_heads_find_their_key_heads) {
     BOOST_TEST(scattered_kv_head(qwen, 14, 7, 0) == 1);
     BOOST_CHECK_THROW(scattered_heads(qwen, 4), Error);
 }
+
+BOOST_AUTO_TEST_CASE(the_workspace_is_as_large_as_it_must_be) {
+    std::vector<std::int64_t> const lengths{37, 64, 5};
+    auto const backend = make_host_backend(1);
+    Trace trace;
+    for (CpConfig const& config : configs()) {
+        CpPlan const plan = make_cp_plan(lengths, config, test_world().rank());
+        Grid grid(test_world(), make_grid_shape(config.size, config.size, config.a2a));
+        std::int64_t const floats = attention_workspace_floats(plan, shape);
+        BOOST_TEST((floats > 0) == (config.size > 1));
+        if (floats > 0) {
+            Buffer const small(*backend, floats - 64, 1, DType::f32);
+            BOOST_CHECK_THROW(make_cp_attention(*backend, grid, trace, shape, plan, small), Error);
+        }
+    }
+}

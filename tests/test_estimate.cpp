@@ -94,29 +94,6 @@ class CountingBackend final : public Backend {
     std::map<void*, std::int64_t> blocks_;
 };
 
-/// A group of `size` in which nothing is ever sent.
-class UnusedComm final : public Comm {
-  public:
-    explicit UnusedComm(int size) : Comm(0, size) {}
-
-  private:
-    void do_all_reduce_sum(std::string_view, Tensor) override { unexpected(); }
-    void do_all_gather(std::string_view, Tensor, Tensor, std::span<std::int64_t const>) override {
-        unexpected();
-    }
-    void do_reduce_scatter_sum(std::string_view, Tensor, Tensor,
-                               std::span<std::int64_t const>) override {
-        unexpected();
-    }
-    void do_all_to_all(std::string_view, Tensor, Tensor, std::span<std::int64_t const>,
-                       std::span<std::int64_t const>) override {
-        unexpected();
-    }
-    int do_begin_exchange(std::string_view, Tensor, int, Tensor, int) override { unexpected(); }
-    void do_end_exchange(int) override { unexpected(); }
-    int world_rank_of(int) const override { unexpected(); }
-};
-
 /// 64 samples of 4 to 130 tokens.
 Rollout many_samples() {
     std::vector<test::SampleShape> shapes;
@@ -127,14 +104,16 @@ Rollout many_samples() {
 }
 
 std::vector<VariantPlan> plans_for(Rollout const& rollout, int world,
-                                   std::vector<int> const& sizes) {
+                                   std::vector<int> const& sizes,
+                                   CpMethod method = CpMethod::p2p) {
     Options options;
     options.use_dynamic_batch_size = true;
     options.max_tokens_per_gpu = 200;
     std::vector<VariantPlan> plans;
     for (int const cp : sizes) {
-        plans.push_back(plan_variant(options, small_config(), rollout, world,
-                                     {fmt::format("cp{}", cp), {.size = cp}}));
+        CpConfig const config{.size = cp, .method = cp > 1 ? method : CpMethod::p2p};
+        plans.push_back(
+            plan_variant(options, small_config(), rollout, world, {fmt::format("cp{}", cp), config}));
     }
     return plans;
 }
@@ -149,7 +128,7 @@ BOOST_AUTO_TEST_CASE(the_models_formula_is_what_the_model_allocates) {
     CountingBackend backend;
     Trace trace;
     for (ModelCapacity const capacity :
-         {ModelCapacity{1, 1}, ModelCapacity{37, 20}, ModelCapacity{200, 3}}) {
+         {ModelCapacity{1, 1}, ModelCapacity{37, 20, 999}, ModelCapacity{200, 3}}) {
         for (bool const tied : {true, false}) {
             ModelConfig const config = small_config(tied);
             Model const model(backend, trace, config, capacity);
@@ -177,19 +156,6 @@ BOOST_AUTO_TEST_CASE(logits_are_dropped_above_their_limit_and_the_formula_knows)
     BOOST_TEST(bytes[1] < Model::logits_limit_bytes);
 }
 
-BOOST_AUTO_TEST_CASE(the_rings_formula_is_what_the_ring_allocates) {
-    CountingBackend backend;
-    Trace trace;
-    for (int const size : {1, 2, 3, 8}) {
-        for (std::int64_t const rows : {1, 17, 1024}) {
-            UnusedComm comm(size);
-            RingAttention const ring(backend, comm, trace, heads(), rows);
-            BOOST_TEST(backend.live() == 4 * RingAttention::buffer_floats(size, heads(), rows));
-            BOOST_TEST((backend.live() == 0) == (size == 1));
-        }
-    }
-}
-
 BOOST_AUTO_TEST_CASE(a_training_step_allocates_its_state_beside_the_model) {
     ParameterLayout const layout(small_config());
     CountingBackend backend;
@@ -210,32 +176,39 @@ BOOST_AUTO_TEST_CASE(the_estimate_is_the_largest_rank_of_what_is_allocated) {
     Rollout const rollout = many_samples();
     Reduction const reduction = make_reduction(rollout, false);
     ParameterLayout const layout(small_config());
-    auto const plans = plans_for(rollout, 4, {1, 2, 4});
-    MemoryEstimate const estimate = estimate_memory(layout, plans, rollout, reduction, true);
-    std::int64_t activations = 0;
-    std::int64_t wires = 0;
-    CountingBackend backend;
-    Trace trace;
-    for (int rank = 0; rank < 4; ++rank) {
-        ModelCapacity capacity;
-        std::int64_t rank_wires = 0;
-        for (VariantPlan const& plan : plans) {
-            auto const batches = make_micro_batches(plan, rollout, reduction, rank);
-            for (MicroBatch const& batch : batches) {
-                capacity.rows = std::max(capacity.rows, batch.rows());
-                capacity.response_rows = std::max(capacity.response_rows, batch.response_count());
+    for (CpMethod const method : {CpMethod::p2p, CpMethod::all_gather}) {
+        auto const plans = plans_for(rollout, 4, {1, 2, 4}, method);
+        MemoryEstimate const estimate = estimate_memory(layout, plans, rollout, reduction, true);
+        std::int64_t activations = 0;
+        std::int64_t wires = 0;
+        CountingBackend backend;
+        Trace trace;
+        for (int rank = 0; rank < 4; ++rank) {
+            ModelCapacity capacity;
+            std::int64_t rank_wires = 0;
+            for (VariantPlan const& plan : plans) {
+                std::int64_t workspace = 0;
+                for (MicroBatch const& batch :
+                     make_micro_batches(plan, rollout, reduction, rank)) {
+                    capacity.rows = std::max(capacity.rows, batch.rows());
+                    capacity.response_rows =
+                        std::max(capacity.response_rows, batch.response_count());
+                    capacity.kept_floats = std::max(capacity.kept_floats,
+                                                    attention_kept_floats(batch.plan, heads()));
+                    workspace =
+                        std::max(workspace, attention_workspace_floats(batch.plan, heads()));
+                }
+                rank_wires += 4 * workspace;
             }
-            UnusedComm comm(plan.grid.cp);
-            RingAttention const ring(backend, comm, trace, heads(), max_block_rows(batches));
-            rank_wires += backend.live();
+            wires = std::max(wires, rank_wires);
+            Model const model(backend, trace, layout.config, capacity);
+            activations = std::max(activations, backend.live());
         }
-        wires = std::max(wires, rank_wires);
-        Model const model(backend, trace, layout.config, capacity);
-        activations = std::max(activations, backend.live());
+        BOOST_TEST(wires > 0);
+        BOOST_TEST(estimate.activations == activations);
+        BOOST_TEST(estimate.wires == wires);
+        BOOST_TEST(estimate.total() == estimate.state + activations + wires + estimate.results);
     }
-    BOOST_TEST(estimate.activations == activations);
-    BOOST_TEST(estimate.wires == wires);
-    BOOST_TEST(estimate.total() == estimate.state + activations + wires + estimate.results);
 }
 
 BOOST_AUTO_TEST_CASE(state_is_weights_gradients_two_moments_a_copy_and_perhaps_a_reference) {
@@ -295,8 +268,8 @@ BOOST_AUTO_TEST_CASE(the_description_shows_every_group_with_its_micro_batches_an
     for (char const* line :
          {"cp2: 4 ranks as DP 2 x CP 2\n", "DP rank 0, ranks 0..1: {0,3} = 50 tokens\n",
           "DP rank 1, ranks 2..3: {1,2} = 50 tokens\n", "memory of a rank, at most: 10.0 MiB",
-          "model state 1.0 MiB, activations 2.0 MiB, ring blocks 3.0 MiB, results on rank 0 4.0 "
-          "MiB",
+          "model state 1.0 MiB, activations 2.0 MiB, attention wires 3.0 MiB, results on rank 0 "
+          "4.0 MiB",
           "disk, at most: 5.0 MiB in / ("}) {
         BOOST_TEST(text.find(line) != std::string::npos, line << " is not in\n" << text);
     }

@@ -3,99 +3,16 @@
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
-#include <fstream>
-#include <iterator>
-#include <sstream>
 #include <string>
 
 #include "app/option_table.hpp"
 #include "app/options.hpp"
-#include "cuda/error.hpp"
+#include "options_fixture.hpp"
 
 namespace {
 
 using namespace cpstep;
-
-using Arguments = std::vector<std::string>;
-using Environment = std::map<std::string, std::string>;
-
-/// The smallest valid command line, and more.
-Arguments with(Arguments const& more = {}) {
-    Arguments all{"--hf-checkpoint", "model", "--rollout-file", "samples.h5"};
-    all.insert(all.end(), more.begin(), more.end());
-    return all;
-}
-
-Arguments words(std::string const& line) {
-    std::istringstream stream(line);
-    return {std::istream_iterator<std::string>(stream), std::istream_iterator<std::string>()};
-}
-
-Options parse(Arguments const& arguments, Environment const& environment = {}) {
-    return parse_run_options(arguments, environment);
-}
-
-/// The message of the Error(usage) that f must throw; "" and a failure if it does not.
-template <class F>
-std::string usage_error(F const& f) {
-    try {
-        f();
-    } catch (Error const& error) {
-        BOOST_TEST(static_cast<int>(error.code()) == static_cast<int>(ExitCode::usage));
-        BOOST_TEST(std::string(error.what()).find('\n') == std::string::npos);
-        return error.what();
-    }
-    BOOST_ERROR("no error was thrown");
-    return "";
-}
-
-std::string error_of(Arguments const& arguments, Environment const& environment = {}) {
-    return usage_error([&] { parse(arguments, environment); });
-}
-
-/// The error of more arguments than the smallest valid line.
-std::string refused(Arguments const& more, Environment const& environment = {}) {
-    return error_of(with(more), environment);
-}
-
-void expect(std::string const& text, std::string const& part) {
-    BOOST_CHECK_MESSAGE(text.find(part) != std::string::npos,
-                        "'" << part << "' is not in '" << text << "'");
-}
-
-/// A folder that goes with the test.
-struct Folder {
-    std::filesystem::path path;
-    Folder() {
-        std::string name =
-            (std::filesystem::temp_directory_path() / "cpstep_options_XXXXXX").string();
-        BOOST_REQUIRE(mkdtemp(name.data()) != nullptr);
-        path = name;
-    }
-    Folder(Folder const&) = delete;
-    Folder& operator=(Folder const&) = delete;
-    ~Folder() { std::filesystem::remove_all(path); }
-
-    std::string ini(std::string const& text) const {
-        std::string const file = (path / "a.ini").string();
-        std::ofstream(file, std::ios::binary) << text;
-        return file;
-    }
-};
-
-std::string ini_error(std::string const& text) {
-    Folder const folder;
-    return refused({"--config", folder.ini(text)});
-}
-
-std::vector<std::string> lines_of(std::string const& text) {
-    std::vector<std::string> lines;
-    std::istringstream stream(text);
-    for (std::string line; std::getline(stream, line);) {
-        lines.push_back(line);
-    }
-    return lines;
-}
+using namespace cpstep::test;
 
 constexpr char const* kLaunchLine =
     "--train-backend fsdp --actor-num-nodes 1 --actor-num-gpus-per-node 2 --colocate "
@@ -155,6 +72,8 @@ BOOST_AUTO_TEST_CASE(applying_every_default_text_changes_nothing) {
         BOOST_TEST((o->adamw.beta2 == plain.adamw.beta2 && o->adamw.lr == plain.adamw.lr));
         BOOST_TEST((o->blocks == plain.blocks && o->comm_timeout == plain.comm_timeout));
         BOOST_TEST((o->output == plain.output && o->context_parallel_size.empty()));
+        BOOST_TEST((o->cp_comm_type == plain.cp_comm_type && o->cp_layout == plain.cp_layout));
+        BOOST_TEST((o->cp_loss_comm == plain.cp_loss_comm && o->variants.empty()));
     }
 }
 
@@ -212,7 +131,7 @@ BOOST_AUTO_TEST_CASE(context_parallel_sizes_always_include_the_baseline) {
 }
 
 BOOST_AUTO_TEST_CASE(command_line_beats_environment_beats_file_beats_default) {
-    Folder const folder;
+    IniFolder const folder;
     std::string const file = folder.ini(
         "\xEF\xBB\xBF# settings\nlr = 3e-6\n  seed=5   ; five\n\r\nblocks = 7 # odd\n"
         "use-tis = yes\nuse-opsm = on\noutput = a#b\n");
@@ -276,7 +195,7 @@ BOOST_AUTO_TEST_CASE(choices_name_what_is_available) {
     expect(refused({"--advantage-estimator", "ppo"}),
            "'ppo' is not available; choose from: grpo, gspo, cispo");
     expect(refused({"--device", "gpu"}), "choose from: auto, cpu");
-    expect(refused({"--cp-comm-type", "a2a"}), "choose from: p2p");
+    expect(refused({"--cp-comm-type", "ring"}), "choose from: p2p, all_gather, a2a, a2a+p2p");
     expect(refused({"--save", "weights,loss"}), "'loss' is not available");
     expect(refused({"--save", "weights,weights"}), "twice");
     expect(refused({"--tensor-model-parallel-size", "2"}), "only context and data parallelism");
@@ -301,12 +220,12 @@ BOOST_AUTO_TEST_CASE(ini_mistakes_carry_file_and_line) {
     expect(ini_error("# nothing\n\n"), "a.ini:1: the file holds no settings");
     expect(ini_error(std::string("\0\1\2", 3)), "a.ini:1: ");
     // A wrong value counts even where the command line overrides it.
-    Folder const folder;
+    IniFolder const folder;
     expect(refused({"--lr", "1e-6", "--config", folder.ini("lr = fast")}), "a.ini:1: lr: 'fast'");
 }
 
 BOOST_AUTO_TEST_CASE(an_ini_that_cannot_be_read_is_an_error) {
-    Folder const folder;
+    IniFolder const folder;
     expect(refused({"--config", (folder.path / "none.ini").string()}), "none.ini'");
     expect(refused({"--config", folder.path.string()}), "is a folder");
     std::string const file = folder.ini("lr = 1e-6\n");

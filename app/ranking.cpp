@@ -1,0 +1,161 @@
+#include "app/ranking.hpp"
+
+#include <algorithm>
+#include <iterator>
+
+#include "app/estimate.hpp"
+
+namespace cpstep {
+
+namespace {
+
+VariantTiming const* timing_of(Report const& report, std::string const& name) {
+    auto const found =
+        std::find_if(report.timing.variants.begin(), report.timing.variants.end(),
+                     [&](VariantTiming const& timing) { return timing.name == name; });
+    return found == report.timing.variants.end() ? nullptr : &*found;
+}
+
+VariantCost cost_of(Report const& report, VariantResult const& result) {
+    double const ranks = report.plans.front().grid.world;
+    VariantCost cost;
+    cost.name = result.name;
+    for (auto const& [label, entry] : result.ledger) {
+        double const bytes = wire_bytes(entry) / ranks;
+        double const calls = static_cast<double>(entry.calls) / ranks;
+        cost.wire_bytes += bytes;
+        cost.calls += calls;
+        if (label.starts_with("loss.")) {
+            cost.loss_bytes += bytes;
+            cost.loss_calls += calls;
+        }
+    }
+    if (VariantTiming const* timing = timing_of(report, result.name)) {
+        cost.step_seconds = timing->median;
+    }
+    return cost;
+}
+
+/// Places from 1 in rising order of `key`.
+template <class Key>
+void place(std::vector<VariantCost>& costs, int VariantCost::* where, Key const& key) {
+    std::stable_sort(costs.begin(), costs.end(), [&](VariantCost const& a, VariantCost const& b) {
+        return key(a) < key(b);
+    });
+    for (std::size_t i = 0; i < costs.size(); ++i) {
+        costs[i].*where = static_cast<int>(i) + 1;
+    }
+}
+
+std::string_view trainer_of(LossComm loss) {
+    return loss == LossComm::gather ? "FSDP trainers before slime #1062" : "Megatron trainers";
+}
+
+LossSaving saving_of(Report const& report, VariantPlan const& before, VariantPlan const& after,
+                     std::vector<VariantCost> const& costs, std::uint64_t seed) {
+    auto const cost = [&](std::string const& name) {
+        return *std::find_if(costs.begin(), costs.end(),
+                             [&](VariantCost const& c) { return c.name == name; });
+    };
+    VariantCost const old_cost = cost(before.name);
+    VariantCost const new_cost = cost(after.name);
+    LossSaving saving;
+    saving.old_name = before.name;
+    saving.new_name = after.name;
+    saving.trainer = trainer_of(before.cp.loss);
+    saving.old_calls = old_cost.loss_calls;
+    saving.new_calls = new_cost.loss_calls;
+    saving.old_bytes = old_cost.loss_bytes;
+    saving.new_bytes = new_cost.loss_bytes;
+    VariantTiming const* old_timing = timing_of(report, before.name);
+    VariantTiming const* new_timing = timing_of(report, after.name);
+    if (old_timing != nullptr && new_timing != nullptr) {
+        saving.old_seconds = old_timing->loss_comm;
+        saving.new_seconds = new_timing->loss_comm;
+        saving.old_share = old_timing->loss_comm / old_timing->median;
+        saving.ratio = paired_ratio(report.timing.steps, after.name, before.name, seed);
+    }
+    return saving;
+}
+
+std::string saving_text(LossSaving const& s) {
+    std::string out = fmt::format(
+        "{} is the old path of {}: {:g} loss calls, {} a rank and step; {}: {:g} calls, {}\n",
+        s.old_name, s.trainer, s.old_calls, human_bytes(static_cast<std::int64_t>(s.old_bytes)),
+        s.new_name, s.new_calls, human_bytes(static_cast<std::int64_t>(s.new_bytes)));
+    if (s.ratio.blocks > 0) {
+        fmt::format_to(
+            std::back_inserter(out),
+            "  time in loss calls {:.2f} ms, {:.1f} % of its step, against {:.2f} ms (waiting for "
+            "slower ranks included); step {:.3f} of the old ({:.3f} .. {:.3f}): {}\n",
+            s.old_seconds * 1e3, s.old_share * 100, s.new_seconds * 1e3, s.ratio.ratio,
+            s.ratio.low, s.ratio.high,
+            s.ratio.high < 1   ? fmt::format("saves {:.1f} % of the step", (1 - s.ratio.ratio) * 100)
+            : s.ratio.low > 1 ? fmt::format("costs {:.1f} % more", (s.ratio.ratio - 1) * 100)
+                               : std::string("no saving that these blocks can show"));
+    }
+    return out;
+}
+
+}  // namespace
+
+std::vector<VariantCost> rank_variants(Report const& report) {
+    std::vector<VariantCost> costs;
+    for (VariantResult const& result : report.results) {
+        costs.push_back(cost_of(report, result));
+    }
+    place(costs, &VariantCost::by_bytes, [](VariantCost const& c) { return c.wire_bytes; });
+    if (!report.timing.variants.empty()) {
+        place(costs, &VariantCost::by_time, [](VariantCost const& c) { return c.step_seconds; });
+    }
+    return costs;
+}
+
+std::vector<LossSaving> loss_savings(Report const& report, std::uint64_t seed) {
+    std::vector<VariantCost> const costs = rank_variants(report);
+    std::vector<LossSaving> savings;
+    for (VariantPlan const& before : report.plans) {
+        if (before.cp.loss == LossComm::scalar || before.cp.size == 1) {
+            continue;
+        }
+        CpConfig wanted = before.cp;
+        wanted.loss = LossComm::scalar;
+        auto const after =
+            std::find_if(report.plans.begin(), report.plans.end(),
+                         [&](VariantPlan const& plan) { return plan.cp == wanted; });
+        if (after != report.plans.end()) {
+            savings.push_back(saving_of(report, before, *after, costs, seed));
+        }
+    }
+    return savings;
+}
+
+std::string ranking_text(Report const& report, std::uint64_t seed) {
+    if (report.results.size() < 2) {
+        return "";
+    }
+    std::vector<VariantCost> const costs = rank_variants(report);
+    std::size_t width = 7;
+    for (VariantCost const& cost : costs) {
+        width = std::max(width, cost.name.size());
+    }
+    bool const timed = costs.front().by_time > 0;
+    std::string out;
+    auto const to = std::back_inserter(out);
+    fmt::format_to(to, "\n{:<{}}  {:>10}  {:>7}  {:>12}  {:>8}  {:>8}  {:>10}  {:>10}\n", "ranking",
+                   width, "step ms", "by time", "bytes a rank", "by bytes", "calls", "loss bytes",
+                   "loss calls");
+    for (VariantCost const& c : costs) {
+        fmt::format_to(to, "{:<{}}  {:>10}  {:>7}  {:>12}  {:>8}  {:>8g}  {:>10}  {:>10g}\n", c.name,
+                       width, timed ? fmt::format("{:.2f}", c.step_seconds * 1e3) : "-",
+                       timed ? std::to_string(c.by_time) : "-",
+                       human_bytes(static_cast<std::int64_t>(c.wire_bytes)), c.by_bytes, c.calls,
+                       human_bytes(static_cast<std::int64_t>(c.loss_bytes)), c.loss_calls);
+    }
+    for (LossSaving const& saving : loss_savings(report, seed)) {
+        out += saving_text(saving);
+    }
+    return out;
+}
+
+}  // namespace cpstep
