@@ -138,6 +138,38 @@ void add_attention(Ledger& ledger, StepShape const& shape, ModelConfig const& co
     add_ring(tally, layers, passes, plan, scattered_heads(heads, plan.config.a2a));
 }
 
+void add_loss(Tally tally, StepShape const& shape, MicroBatch const& batch) {
+    auto const add = [&](char const* label, char const* op, std::int64_t calls,
+                         std::int64_t floats) {
+        tally.add(label, op, batch.plan.config.size, calls, floats * f32_bytes);
+    };
+    std::int64_t const n = batch.sample_count();
+    if (batch.loss() == LossComm::scalar && shape.seq_kl) {
+        add("loss.seq_kl", "all_reduce", 1, shape.seq_kl_grad && shape.tis ? 2 * n : n);
+    }
+    if (batch.loss() == LossComm::padded && shape.seq_kl) {
+        add("loss.padded.new", "all_reduce", n, batch.all.size());
+        add("loss.padded.old", "all_reduce", n, batch.all.size());
+    }
+    if (batch.loss() == LossComm::padded && shape.seq_kl_grad) {
+        add("loss.padded.new.backward", "all_reduce", n, batch.all.size());
+        add("loss.padded.old.backward", "all_reduce", n, batch.all.size());
+    }
+    if (batch.loss() == LossComm::gather) {
+        std::int64_t const others =
+            std::accumulate(batch.stream_rows.begin(), batch.stream_rows.end(), std::int64_t{0}) -
+            batch.rows();
+        if (shape.ref_pass) {
+            add("loss.gather.ref", "all_gather", 1, 2 * others);
+        }
+        if (shape.old_pass) {
+            add("loss.gather.old", "all_gather", 1, 2 * others);
+        }
+        add("loss.gather.train", "all_gather", 1, 2 * others);
+        add("loss.gather.backward", "reduce_scatter", 1, 2 * others);
+    }
+}
+
 std::string described(LedgerEntry const& entry) {
     return fmt::format("{} calls, {} bytes ({}, group of {})", entry.calls, entry.bytes, entry.op,
                        entry.group_size);
@@ -159,11 +191,8 @@ Ledger expected_ledger(StepShape const& shape, ParameterLayout const& layout,
     };
     for (MicroBatch const& batch : batches) {
         add_attention(ledger, shape, layout.config, batch.plan);
-        if (shape.seq_kl) {
-            reduce("loss.seq_kl", grid.cp, batch.sample_count());
-        }
-        if (shape.seq_kl_grad) {
-            reduce("loss.seq_kl_grad", grid.cp, batch.sample_count());
+        if (grid.cp > 1) {
+            add_loss({ledger}, shape, batch);
         }
     }
     if (shape.whiten) {

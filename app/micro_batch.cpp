@@ -17,27 +17,58 @@ double clamped_mask_sum(Rollout const& rollout, std::int64_t sample) {
     return static_cast<double>(std::max<std::int64_t>(sum, 1));
 }
 
-/// Append the rows [range) of sample `sample` (the batch's `slot`-th).
+/// Rows of a sequence that predict its response.
+PositionRange response_range(Rollout const& rollout, std::int64_t sample) {
+    std::int64_t const length = rollout.total_length(sample);
+    return {length - rollout.response_length(sample) - 1, length - 1};
+}
+
+void append_response(ResponseRows& rows, Rollout const& rollout, std::int32_t slot,
+                     std::int64_t index) {
+    rows.sample_of.push_back(slot);
+    rows.mask.push_back(rollout.loss_mask[index]);
+    rows.index.push_back(index);
+}
+
+/// Append this rank's rows [range) of sample `sample` (the batch's `slot`-th).
 void append_range(MicroBatch& batch, Rollout const& rollout, std::int64_t sample, std::int32_t slot,
                   PositionRange range) {
     std::int64_t const first_token = rollout.token_offsets[sample];
-    std::int64_t const length = rollout.total_length(sample);
-    std::int64_t const first_response_row = length - rollout.response_length(sample) - 1;
+    PositionRange const response = response_range(rollout, sample);
     for (std::int64_t t = range.begin; t < range.end; ++t) {
-        if (t >= first_response_row && t < length - 1) {
-            std::int64_t const index = rollout.response_offsets[sample] + t - first_response_row;
+        if (t >= response.begin && t < response.end) {
+            std::int64_t const place = t - response.begin;
             batch.response_rows.push_back(static_cast<std::int32_t>(batch.rows()));
             batch.targets.push_back(rollout.tokens[first_token + t + 1]);
-            batch.sample_of.push_back(slot);
-            batch.mask.push_back(rollout.loss_mask[index]);
-            batch.response_index.push_back(index);
+            batch.own_in_all.push_back(
+                static_cast<std::int32_t>(batch.response_begin[slot] + place));
+            append_response(batch.own, rollout, slot, rollout.response_offsets[sample] + place);
         }
         batch.tokens.push_back(rollout.tokens[first_token + t]);
         batch.positions.push_back(static_cast<std::int32_t>(t));
     }
 }
 
+/// Where the response rows of all CP ranks lie in their streams.
+void locate_in_streams(MicroBatch& batch, std::span<std::int64_t const> lengths,
+                       Rollout const& rollout, Split split) {
+    std::vector<Block> streams;
+    for (int rank = 0; rank < split.ranks; ++rank) {
+        streams.push_back(make_block(lengths, split, rank));
+        batch.stream_rows.push_back(streams.back().rows());
+    }
+    Block responses;
+    for (std::int64_t const sample : batch.samples) {
+        responses.sequences.push_back({response_range(rollout, sample)});
+    }
+    batch.all_in_streams = rows_in(responses, streams);
+}
+
 }  // namespace
+
+std::size_t MicroBatch::loss_place(std::size_t r) const {
+    return loss() == LossComm::gather ? static_cast<std::size_t>(own_in_all[r]) : r;
+}
 
 double Reduction::weight(double mask_sum) const {
     return 1.0 / (per_token ? token_denominator : static_cast<double>(batch) * mask_sum);
@@ -55,6 +86,7 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
                             Reduction const& reduction, CpConfig const& cp, int cp_rank) {
     Split const split{.layout = cp.layout, .ranks = cp.size};
     MicroBatch batch;
+    batch.response_begin.push_back(0);
     std::vector<std::int64_t> lengths;
     for (std::int64_t const sample : samples) {
         auto const slot = static_cast<std::int32_t>(batch.samples.size());
@@ -66,7 +98,13 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
         for (PositionRange const range : owned_ranges(lengths.back(), split, cp_rank)) {
             append_range(batch, rollout, sample, slot, range);
         }
+        for (std::int64_t i = rollout.response_offsets[sample];
+             i < rollout.response_offsets[sample + 1]; ++i) {
+            append_response(batch.all, rollout, slot, i);
+        }
+        batch.response_begin.push_back(batch.all.size());
     }
+    locate_in_streams(batch, lengths, rollout, split);
     batch.plan = make_cp_plan(lengths, cp, cp_rank);
     return batch;
 }

@@ -61,7 +61,7 @@ Kind kind_of(std::string const& name) {
         return Kind::tensor;
     }
     bool const fixed = name == "advantages" || name == "ledger" || name == "replicas equal" ||
-                       name.starts_with("updated ");
+                       name == "coverage" || name.starts_with("updated ");
     return name == "grad_norm" ? Kind::norm_of_tensors : fixed ? Kind::exact : Kind::sum_of_arrays;
 }
 
@@ -232,6 +232,8 @@ bool noise_may_explain(Check const& check) {
 
 std::vector<Check> check_result(VariantResult const& result) {
     std::vector<Check> checks;
+    checks.push_back({result.name, "coverage", result.coverage_error, 0.0, "ranks - 1",
+                      result.coverage_place, holds(result.coverage_error, 0.0)});
     checks.push_back({result.name, "replicas equal", result.replica_spread, 0.0,
                       "max - min over ranks", "gradients and updated weights",
                       holds(result.replica_spread, 0.0)});

@@ -51,7 +51,8 @@ inline constexpr double max_growth = 100;
 /// The check compares finite numbers that rounding moves, so that noise may explain its failure.
 bool noise_may_explain(Check const& check);
 
-/// Checks one result alone: ledger against budget, replicas equal.
+/// Checks one result alone: each response token from one rank, replicas equal, ledger against
+/// budget.
 std::vector<Check> check_result(VariantResult const& result);
 
 /// Where the first NaN or Inf of a result is, "" if none.

@@ -1,9 +1,11 @@
 #include "app/results.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 
 #include "app/budget.hpp"
+#include "app/parity.hpp"
 
 namespace cpstep {
 
@@ -45,15 +47,16 @@ void add_batch(Partial& partial, Backend& backend, Rollout const& rollout, Micro
     auto const ref = downloaded(backend, buffers.ref_log_probs);
     auto const advantages = downloaded(backend, buffers.advantages);
     auto const seq_kl = downloaded(backend, buffers.seq_kl);
-    for (std::size_t r = 0; r < batch.response_index.size(); ++r) {
-        std::int64_t const i = batch.response_index[r];
-        std::int64_t const sample = batch.samples[batch.sample_of[r]];
+    for (std::size_t r = 0; r < batch.own.index.size(); ++r) {
+        std::int64_t const i = batch.own.index[r];
+        std::int64_t const sample = batch.samples[batch.own.sample_of[r]];
+        std::size_t const at = batch.loss_place(r);
         partial.log_prob(i) += log_probs[r];
-        partial.ref(i) += has_ref ? ref[r] : 0.0;
+        partial.ref(i) += has_ref ? ref[at] : 0.0;
         partial.entropy(i) += entropy[r];
         partial.coverage(i) += 1.0;
         partial.advantage(sample) +=
-            advantages[r] / static_cast<double>(rollout.response_length(sample));
+            advantages[at] / static_cast<double>(rollout.response_length(sample));
     }
     for (std::size_t slot = 0; owns_seq_kl && slot < batch.samples.size(); ++slot) {
         partial.seq_kl(batch.samples[slot]) += seq_kl[slot];
@@ -93,6 +96,17 @@ std::vector<std::string> gather_lines(World& world, std::vector<std::string> con
     return lines;
 }
 
+/// Each response token must come from exactly one rank.
+void find_worst_coverage(VariantResult& result, Partial& partial, Rollout const& rollout) {
+    for (std::int64_t i = 0; i < partial.tokens; ++i) {
+        double const error = std::abs(partial.coverage(i) - 1.0);
+        if (error > result.coverage_error) {
+            result.coverage_error = error;
+            result.coverage_place = token_place(rollout, i);
+        }
+    }
+}
+
 double spread_over_ranks(World& world, double value) {
     return world.max(value) + world.max(-value);
 }
@@ -105,18 +119,15 @@ VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Va
     VariantResult result;
     result.name = variant.name();
     result.metrics = metrics;
-    bool const owns_seq_kl = !step.shape().seq_kl || variant.grid().cp_rank() == 0;
     Partial partial(rollout);
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        bool const owns_seq_kl =
+            variant.grid().cp_rank() == 0 || !variant.loss(i).seq_kl_complete(step.loss_options());
         add_batch(partial, backend, rollout, variant.batches()[i], variant.buffers()[i],
                   step.shape().has_ref, owns_seq_kl);
     }
     world.sum(partial.values);
-    for (std::int64_t i = 0; i < partial.tokens; ++i) {
-        require(partial.coverage(i) == 1.0, ExitCode::internal,
-                "response token {} was computed by {} ranks in {}", i, partial.coverage(i),
-                result.name);
-    }
+    find_worst_coverage(result, partial, rollout);
     result.log_probs = partial.slice(0, partial.tokens);
     if (step.shape().has_ref) {
         result.ref_log_probs = partial.slice(partial.tokens, partial.tokens);

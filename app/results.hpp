@@ -20,11 +20,12 @@ struct VariantResult {
     Ledger ledger;                           ///< summed over ranks
     Ledger budget;                           ///< summed over ranks
     std::vector<std::string> ledger_faults;  ///< "[rank r] label: ..." of every rank
-    double replica_spread = 0;  ///< max - min over ranks of |gradient|^2 and |updated weights|^2
+    double replica_spread = 0;   ///< max - min over ranks of |gradient|^2 and |updated weights|^2
+    double coverage_error = 0;   ///< largest |ranks that computed a response token - 1|
+    std::string coverage_place;  ///< that token, "" if each came from exactly one rank
 };
 
-/// Collective, after a step of `variant`. Each response token must come from exactly one rank:
-/// else Error(internal).
+/// Collective, after a step of `variant`.
 VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Variant& variant,
                              ParameterLayout const& layout, Rollout const& rollout,
                              StepMetrics const& metrics);

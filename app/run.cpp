@@ -84,8 +84,7 @@ ShardIndex shard_index(Setup const& setup, VariantPlan const& plan, int rank) {
     ShardIndex index{.path = plan.name + "/response_index", .rows = {}};
     for (MicroBatch const& batch :
          make_micro_batches(plan, setup.samples.rollout, setup.reduction, rank)) {
-        index.rows.insert(index.rows.end(), batch.response_index.begin(),
-                          batch.response_index.end());
+        index.rows.insert(index.rows.end(), batch.own.index.begin(), batch.own.index.end());
     }
     return index;
 }
@@ -240,7 +239,7 @@ void Run::write_shards(Variant& variant, VariantResult const& result) {
     auto const write = [&](char const* name, std::vector<double> const& gathered) {
         std::vector<float> own;
         for (MicroBatch const& batch : variant.batches()) {
-            for (std::int64_t const i : batch.response_index) {
+            for (std::int64_t const i : batch.own.index) {
                 own.push_back(static_cast<float>(gathered[i]));
             }
         }

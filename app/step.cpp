@@ -10,12 +10,23 @@ namespace cpstep {
 
 namespace {
 
-/// Values of the batch's response rows, picked from an array over the whole rollout.
-std::vector<float> picked(std::vector<float> const& all, MicroBatch const& batch) {
+/// Values of these response rows, picked from an array over the whole rollout.
+std::vector<float> picked(std::vector<float> const& rollout, ResponseRows const& rows) {
     std::vector<float> values;
-    values.reserve(batch.response_index.size());
-    for (std::int64_t const index : batch.response_index) {
-        values.push_back(all.at(index));
+    values.reserve(rows.index.size());
+    for (std::int64_t const index : rows.index) {
+        values.push_back(rollout.at(index));
+    }
+    return values;
+}
+
+/// The advantage of each row's sample.
+std::vector<float> advantages_of(std::vector<float> const& by_sample, MicroBatch const& batch,
+                                 ResponseRows const& rows) {
+    std::vector<float> values;
+    values.reserve(rows.sample_of.size());
+    for (std::int32_t const slot : rows.sample_of) {
+        values.push_back(by_sample.at(batch.samples.at(slot)));
     }
     return values;
 }
@@ -46,12 +57,12 @@ std::vector<std::pair<std::string, double>> StepMetrics::named() const {
 
 StepShape step_shape(Options const& options, SampleSet const& samples) {
     bool const recorded_ref = !samples.rollout.ref_log_probs.empty();
-    bool const gspo = options.loss.estimator == Estimator::gspo;
     StepShape shape;
     shape.ref_pass = !options.ref_load.empty() || (options.loss.use_kl_loss && !recorded_ref);
     shape.old_pass = samples.synthetic_old || samples.rollout.old_log_probs.empty();
-    shape.seq_kl = gspo || options.loss.use_opsm;
-    shape.seq_kl_grad = gspo;
+    shape.seq_kl = needs_sequence_kl(options.loss);
+    shape.seq_kl_grad = options.loss.estimator == Estimator::gspo;
+    shape.tis = options.loss.use_tis;
     shape.whiten = options.normalize_advantages;
     shape.has_ref = shape.ref_pass || recorded_ref;
     return shape;
@@ -86,11 +97,11 @@ std::int64_t TrainStep::state_floats(std::int64_t parameters, bool ref) {
 void TrainStep::prepare(Variant& variant) {
     Rollout const& rollout = samples_.rollout;
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {
-        MicroBatch const& batch = variant.batches()[i];
+        ResponseRows const& rows = variant.batches()[i].loss_rows();
         BatchBuffers& buffers = variant.buffers()[i];
-        auto const upload = [&](Tensor to, std::vector<float> const& all) {
-            if (!all.empty()) {
-                backend_.upload(to, picked(all, batch).data());
+        auto const upload = [&](Tensor to, std::vector<float> const& recorded) {
+            if (!recorded.empty()) {
+                backend_.upload(to, picked(recorded, rows).data());
             }
         };
         upload(buffers.old_log_probs, rollout.old_log_probs);
@@ -109,10 +120,10 @@ void TrainStep::reset() {
 StepMetrics TrainStep::run(Variant& variant) {
     if (shape_.ref_pass) {
         Tensor const ref = ref_.tensor().absent() ? weights_.tensor() : ref_.tensor();
-        log_prob_pass(variant, "ref_forward", ref, &BatchBuffers::ref_log_probs);
+        log_prob_pass(variant, "ref", ref, &BatchBuffers::ref_log_probs);
     }
     if (shape_.old_pass) {
-        log_prob_pass(variant, "old_forward", weights_, &BatchBuffers::old_log_probs);
+        log_prob_pass(variant, "old", weights_, &BatchBuffers::old_log_probs);
         perturb_old(variant);
     }
     set_advantages(variant);
@@ -140,13 +151,16 @@ StepMetrics TrainStep::run_nudged(Variant& variant) {
     return metrics;
 }
 
-void TrainStep::log_prob_pass(Variant& variant, char const* name, Tensor weights,
+/// `pass` is "ref" or "old"; its log-probs go to `out` of every micro-batch, on loss rows.
+void TrainStep::log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
                               Buffer BatchBuffers::* out) {
-    Span const span = trace_.span(SpanKind::pass, name);
+    Span const span = trace_.span(SpanKind::pass, pass + "_forward");
     ModelViews const views = make_views(layout_, weights);
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {
         BatchBuffers& buffers = variant.buffers()[i];
-        model_.infer(views, buffers.input(), variant.attention(i), {buffers.*out, buffers.entropy});
+        model_.infer(views, buffers.input(), variant.attention(i),
+                     {buffers.pass_log_probs, buffers.entropy});
+        variant.loss(i).share(pass, buffers.pass_log_probs, buffers.entropy, buffers.*out);
     }
 }
 
@@ -157,37 +171,33 @@ void TrainStep::perturb_old(Variant& variant) {
         return;
     }
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {
-        MicroBatch const& batch = variant.batches()[i];
+        ResponseRows const& rows = variant.batches()[i].loss_rows();
         BatchBuffers& buffers = variant.buffers()[i];
-        std::vector<float> old(batch.response_index.size());
+        std::vector<float> old(rows.index.size());
         backend_.download(old.data(), buffers.old_log_probs);
         std::vector<float> rollout = old;
         for (std::size_t r = 0; r < old.size(); ++r) {
-            old[r] += samples_.old_noise.at(batch.response_index[r]);
-            rollout[r] += samples_.rollout_noise.at(batch.response_index[r]);
+            old[r] += samples_.old_noise.at(rows.index[r]);
+            rollout[r] += samples_.rollout_noise.at(rows.index[r]);
         }
         backend_.upload(buffers.old_log_probs, old.data());
         backend_.upload(buffers.rollout_log_probs, rollout.data());
     }
 }
 
-/// Advantages per row; whitening sums three numbers over DP x CP (every rank joins, with or without
-/// rows).
+/// Advantages of the loss rows; whitening sums three numbers over DP x CP (every rank joins, with
+/// or without rows), each rank those of its own rows.
 void TrainStep::set_advantages(Variant& variant) {
     Span const span = trace_.span(SpanKind::pass, "advantages");
     std::vector<std::vector<float>> rows;
     Moments moments;
     for (MicroBatch const& batch : variant.batches()) {
-        std::vector<float> values;
-        values.reserve(batch.sample_of.size());
-        for (std::int32_t const slot : batch.sample_of) {
-            values.push_back(samples_.advantages.at(batch.samples.at(slot)));
-        }
-        Moments const local = masked_moments(values, batch.mask);
+        Moments const local =
+            masked_moments(advantages_of(samples_.advantages, batch, batch.own), batch.own.mask);
         moments.sum += local.sum;
         moments.sum_squares += local.sum_squares;
         moments.count += local.count;
-        rows.push_back(std::move(values));
+        rows.push_back(advantages_of(samples_.advantages, batch, batch.loss_rows()));
     }
     if (shape_.whiten) {
         std::array<float, 3> sums{static_cast<float>(moments.sum),
@@ -217,41 +227,24 @@ void TrainStep::train_batch(Variant& variant, std::size_t index) {
     }
     {
         Span const span = trace_.span(SpanKind::pass, "loss");
-        reduce_sequence_kl(variant, index);
-        PolicyTensors const rows{b.log_probs,
-                                 b.old_log_probs,
-                                 shape_.has_ref ? b.ref_log_probs.tensor() : Tensor{},
-                                 options_.loss.use_tis ? b.rollout_log_probs.tensor() : Tensor{},
-                                 b.entropy,
-                                 b.advantages,
-                                 b.mask,
-                                 b.sample_of,
-                                 b.seq_kl,
-                                 b.weight};
-        backend_.zero(b.d_seq_kl);
-        backend_.policy_loss(b.d_log_probs, b.d_entropy, b.d_seq_kl, metrics_, rows, options_.loss);
-        if (shape_.seq_kl_grad) {
-            variant.grid().cp().all_reduce_sum("loss.seq_kl_grad", b.d_seq_kl);
-            backend_.sequence_kl_backward(b.d_log_probs, b.d_seq_kl, b.mask_sum, b.mask,
-                                          b.sample_of);
-        }
+        variant.loss(index).apply(b, loss_inputs(b), options_.loss, metrics_);
     }
     Span const span = trace_.span(SpanKind::pass, "backward");
     model_.backward(weights, make_views(layout_, gradients_), b.input(), attention, output,
                     b.d_log_probs, b.d_entropy);
 }
 
-/// k_j of every sample of the micro-batch: one all-reduce of n scalars where the loss needs the
-/// global value
-/// (--cp-loss-comm scalar); a rank without response rows joins with zeros.
-void TrainStep::reduce_sequence_kl(Variant& variant, std::size_t index) {
-    BatchBuffers& b = variant.buffers()[index];
-    backend_.zero(b.seq_kl);
-    backend_.sequence_kl_partial(b.seq_kl, b.log_probs, b.old_log_probs, b.mask_sum, b.mask,
-                                 b.sample_of);
-    if (shape_.seq_kl) {
-        variant.grid().cp().all_reduce_sum("loss.seq_kl", b.seq_kl);
-    }
+PolicyTensors TrainStep::loss_inputs(BatchBuffers const& b) const {
+    return {.log_probs = b.log_probs,
+            .old_log_probs = b.old_log_probs,
+            .ref_log_probs = shape_.has_ref ? b.ref_log_probs.tensor() : Tensor{},
+            .rollout_log_probs = shape_.tis ? b.rollout_log_probs.tensor() : Tensor{},
+            .entropy = b.entropy,
+            .advantages = b.advantages,
+            .mask = b.mask,
+            .sample = b.sample_of,
+            .seq_kl = b.seq_kl,
+            .weight = b.weight};
 }
 
 StepMetrics TrainStep::finish(Variant& variant) {

@@ -28,8 +28,9 @@ struct StepMetrics {
 struct StepShape {
     bool ref_pass = false;     ///< --ref-load, or a KL loss without recorded reference values
     bool old_pass = false;     ///< the samples bring no old log-probs
-    bool seq_kl = false;       ///< k_j enters the loss (gspo) or OPSM: summed over CP
+    bool seq_kl = false;       ///< k_j enters the loss (gspo) or OPSM
     bool seq_kl_grad = false;  ///< gradient flows through k_j (gspo)
+    bool tis = false;          ///< --use-tis
     bool whiten = false;
     bool has_ref = false;  ///< reference values exist from either source
 
@@ -60,17 +61,18 @@ class TrainStep {
     Tensor weights() const { return weights_; }      ///< (N,1), after the last step
     std::vector<float> const& initial_weights() const { return initial_; }
     StepShape const& shape() const { return shape_; }
+    PolicyLossOptions const& loss_options() const { return options_.loss; }
 
     /// Floats of weights, reference, gradients and moments in the backend's memory.
     static std::int64_t state_floats(std::int64_t parameters, bool ref);
 
   private:
-    void log_prob_pass(Variant& variant, char const* name, Tensor weights,
+    void log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
                        Buffer BatchBuffers::* out);
     void perturb_old(Variant& variant);
     void set_advantages(Variant& variant);
     void train_batch(Variant& variant, std::size_t index);
-    void reduce_sequence_kl(Variant& variant, std::size_t index);
+    PolicyTensors loss_inputs(BatchBuffers const& buffers) const;
     StepMetrics finish(Variant& variant);
 
     Backend& backend_;

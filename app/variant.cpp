@@ -5,14 +5,6 @@
 
 namespace cpstep {
 
-namespace {
-
-Buffer column(Backend& backend, std::int64_t rows) {
-    return {backend, rows, 1, DType::f32};
-}
-
-}  // namespace
-
 HeadShape heads_of(ModelConfig const& config) {
     return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
 }
@@ -79,26 +71,6 @@ std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape head
     return floats;
 }
 
-BatchBuffers::BatchBuffers(Backend& backend, MicroBatch const& batch)
-    : tokens(uploaded(backend, batch.tokens)),
-      positions(uploaded(backend, batch.positions)),
-      response_rows(uploaded(backend, batch.response_rows)),
-      targets(uploaded(backend, batch.targets)),
-      sample_of(uploaded(backend, batch.sample_of)),
-      mask(uploaded(backend, batch.mask)),
-      mask_sum(uploaded(backend, batch.mask_sum)),
-      weight(uploaded(backend, batch.weight)),
-      seq_kl(column(backend, batch.sample_count())),
-      d_seq_kl(column(backend, batch.sample_count())),
-      advantages(column(backend, batch.response_count())),
-      old_log_probs(column(backend, batch.response_count())),
-      ref_log_probs(column(backend, batch.response_count())),
-      rollout_log_probs(column(backend, batch.response_count())),
-      log_probs(column(backend, batch.response_count())),
-      entropy(column(backend, batch.response_count())),
-      d_log_probs(column(backend, batch.response_count())),
-      d_entropy(column(backend, batch.response_count())) {}
-
 Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
                  ModelConfig const& config, Rollout const& rollout, Reduction const& reduction)
     : plan_(std::move(plan)),
@@ -107,6 +79,7 @@ Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
       workspace_(backend, workspace_of(batches_, heads_of(config)), 1, DType::f32) {
     for (MicroBatch const& batch : batches_) {
         buffers_.emplace_back(backend, batch);
+        losses_.push_back(make_loss_path(backend, grid_.cp(), batch));
         attentions_.push_back(
             make_cp_attention(backend, grid_, trace, heads_of(config), batch.plan, workspace_));
     }

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "app/batch_buffers.hpp"
 #include "app/cp_attention.hpp"
+#include "app/loss_path.hpp"
 #include "app/micro_batch.hpp"
 #include "app/model.hpp"
 #include "app/options.hpp"
@@ -42,18 +44,6 @@ ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape head
 /// Floats of attention_workspace_floats() that serve every micro-batch.
 std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads);
 
-/// The constant inputs of one micro-batch in the backend's memory, and its results.
-struct BatchBuffers {
-    BatchBuffers(Backend& backend, MicroBatch const& batch);
-
-    Buffer tokens, positions, response_rows, targets, sample_of, mask;   // i32
-    Buffer mask_sum, weight, seq_kl, d_seq_kl;                           // (n,1)
-    Buffer advantages, old_log_probs, ref_log_probs, rollout_log_probs;  // (R,1)
-    Buffer log_probs, entropy, d_log_probs, d_entropy;                   // (R,1)
-
-    ModelInput input() const { return {tokens, positions, response_rows, targets}; }
-};
-
 /// A plan brought to life on this rank. Collective over the world.
 class Variant {
   public:
@@ -66,12 +56,14 @@ class Variant {
     std::vector<MicroBatch> const& batches() const { return batches_; }
     std::vector<BatchBuffers>& buffers() { return buffers_; }
     CpAttention& attention(std::size_t index) { return *attentions_.at(index); }
+    LossPath& loss(std::size_t index) { return *losses_.at(index); }
 
   private:
     VariantPlan plan_;
     Grid grid_;
     std::vector<MicroBatch> batches_;
     std::vector<BatchBuffers> buffers_;
+    std::vector<std::unique_ptr<LossPath>> losses_;
     Buffer workspace_;
     std::vector<std::unique_ptr<CpAttention>> attentions_;  // of each micro-batch
 };

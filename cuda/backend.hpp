@@ -41,6 +41,7 @@ class Buffer {
 struct PolicyTensors {
     Tensor log_probs, old_log_probs, ref_log_probs, rollout_log_probs, entropy, advantages, mask,
         sample, seq_kl, weight;
+    Tensor factor_mean = {};
 };
 
 /// Shapes, formulas and sources stand at the host operations of the same name
@@ -95,8 +96,9 @@ class Backend {
                                   Tensor logits, Tensor x, Tensor w, Tensor targets, Tensor lse,
                                   Tensor entropy) = 0;
 
-    virtual void sequence_kl_partial(Tensor partial, Tensor log_probs, Tensor old_log_probs,
-                                     Tensor mask_sum, Tensor mask, Tensor sample) = 0;
+    virtual void sequence_kl_partial(Tensor partial, Tensor factor_partial, Tensor mask_sum,
+                                     PolicyTensors const& rows,
+                                     PolicyLossOptions const& options) = 0;
     virtual void policy_loss(Tensor d_log_probs, Tensor d_entropy, Tensor d_seq_kl, Tensor metrics,
                              PolicyTensors const& rows, PolicyLossOptions const& options) = 0;
     virtual void sequence_kl_backward(Tensor d_log_probs, Tensor d_seq_kl, Tensor mask_sum,

@@ -89,6 +89,20 @@ Matrix<std::int32_t> i32(Tensor t) {
     return t.as<std::int32_t>();
 }
 
+PolicyRows<float> policy_rows(PolicyTensors const& rows) {
+    return {.log_probs = f32(rows.log_probs),
+            .old_log_probs = f32(rows.old_log_probs),
+            .ref_log_probs = f32(rows.ref_log_probs),
+            .rollout_log_probs = f32(rows.rollout_log_probs),
+            .entropy = f32(rows.entropy),
+            .advantages = f32(rows.advantages),
+            .mask = i32(rows.mask),
+            .sample = i32(rows.sample),
+            .seq_kl = f32(rows.seq_kl),
+            .weight = f32(rows.weight),
+            .factor_mean = f32(rows.factor_mean)};
+}
+
 /// "OpenBLAS 0.3.21" of "OpenBLAS 0.3.21 DYNAMIC_ARCH ...".
 std::string blas_name() {
     if (openblas_get_config == nullptr) {
@@ -260,26 +274,16 @@ class HostBackend final : public Backend {
                                  f32(x), f32(w), i32(targets), f32(lse), f32(entropy));
     }
 
-    void sequence_kl_partial(Tensor partial, Tensor log_probs, Tensor old_log_probs,
-                             Tensor mask_sum, Tensor mask, Tensor sample) override {
-        cpstep::sequence_kl_partial(f32(partial), f32(log_probs), f32(old_log_probs), f32(mask_sum),
-                                    i32(mask), i32(sample));
+    void sequence_kl_partial(Tensor partial, Tensor factor_partial, Tensor mask_sum,
+                             PolicyTensors const& rows, PolicyLossOptions const& options) override {
+        cpstep::sequence_kl_partial(f32(partial), f32(factor_partial), f32(mask_sum),
+                                    policy_rows(rows), options);
     }
 
     void policy_loss(Tensor d_log_probs, Tensor d_entropy, Tensor d_seq_kl, Tensor metrics,
                      PolicyTensors const& rows, PolicyLossOptions const& options) override {
-        PolicyRows<float> const typed{.log_probs = f32(rows.log_probs),
-                                      .old_log_probs = f32(rows.old_log_probs),
-                                      .ref_log_probs = f32(rows.ref_log_probs),
-                                      .rollout_log_probs = f32(rows.rollout_log_probs),
-                                      .entropy = f32(rows.entropy),
-                                      .advantages = f32(rows.advantages),
-                                      .mask = i32(rows.mask),
-                                      .sample = i32(rows.sample),
-                                      .seq_kl = f32(rows.seq_kl),
-                                      .weight = f32(rows.weight)};
-        cpstep::policy_loss(f32(d_log_probs), f32(d_entropy), f32(d_seq_kl), f32(metrics), typed,
-                            options);
+        cpstep::policy_loss(f32(d_log_probs), f32(d_entropy), f32(d_seq_kl), f32(metrics),
+                            policy_rows(rows), options);
     }
 
     void sequence_kl_backward(Tensor d_log_probs, Tensor d_seq_kl, Tensor mask_sum, Tensor mask,

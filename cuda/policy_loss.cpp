@@ -17,6 +17,7 @@ struct Token {
         rollout;  // log-probs of the policy, old policy, reference, rollout engine
     double advantage;
     double seq_kl;
+    std::optional<double> factor_mean;
 };
 
 /// A value and its derivative: with respect to the log-prob of the policy, or to k_j (gspo).
@@ -54,6 +55,21 @@ Term clipped_objective(double rho, double clipped_rho, double advantage,
     return pg;
 }
 
+/// f_t = clip(exp(old - rollout), low, high), a constant of the gradient.
+struct TisFactor {
+    double value = 1.0;
+    bool clipped = false;
+};
+
+TisFactor tis_factor(double old, double rollout, PolicyLossOptions const& options) {
+    if (!options.use_tis) {
+        return {};
+    }
+    double const ratio = std::exp(old - rollout);
+    double const factor = std::clamp(ratio, options.tis_clip_low, options.tis_clip);
+    return {factor, factor != ratio};
+}
+
 PolicyTerm policy_term(Token const& t, PolicyLossOptions const& options) {
     bool const per_sequence = options.estimator == Estimator::gspo;
     PolicyTerm result;
@@ -64,12 +80,8 @@ PolicyTerm policy_term(Token const& t, PolicyLossOptions const& options) {
                          ? clipped_rho != rho
                          : -clipped_rho * t.advantage > -rho * t.advantage;
 
-    double factor = 1.0;  // TIS and OPSM, constants of the gradient
-    if (options.use_tis) {
-        double const ratio = std::exp(t.old - t.rollout);
-        factor = std::clamp(ratio, options.tis_clip_low, options.tis_clip);
-        result.tis_clipped = factor != ratio;
-    }
+    auto const [factor, tis_clipped] = tis_factor(t.old, t.rollout, options);
+    result.tis_clipped = tis_clipped;
     if (opsm_hit(t.advantage, t.seq_kl, options)) {
         return result;
     }
@@ -80,10 +92,12 @@ PolicyTerm policy_term(Token const& t, PolicyLossOptions const& options) {
     }
     Term const pg = clipped_objective(rho, clipped_rho, t.advantage, options);
     result.value = pg.value * factor;
-    if (per_sequence) {
-        result.d_seq_kl = pg.slope * factor;
-    } else {
+    if (!per_sequence) {
         result.d_log_prob = -pg.slope * factor;  // k = old - now
+    } else if (t.factor_mean) {
+        result.d_log_prob = -pg.slope * *t.factor_mean;
+    } else {
+        result.d_seq_kl = pg.slope * factor;
     }
     return result;
 }
@@ -126,9 +140,11 @@ template <class T>
 void check_inputs(Matrix<T> d_seq_kl, Matrix<T> metrics, PolicyRows<T> const& rows,
                   PolicyLossOptions const& options) {
     std::int64_t const n = rows.log_probs.rows;
-    require(metrics.rows == metric_count && d_seq_kl.rows == rows.weight.rows, ExitCode::internal,
-            "policy loss: {} metrics and {} sequence gradients for {} samples", metrics.rows,
-            d_seq_kl.rows, rows.weight.rows);
+    bool const closed_form = !rows.factor_mean.empty();
+    std::int64_t const sequence_rows = closed_form ? rows.factor_mean.rows : d_seq_kl.rows;
+    require(metrics.rows == metric_count && sequence_rows == rows.weight.rows, ExitCode::internal,
+            "policy loss: {} metrics and {} sequence {} for {} samples", metrics.rows,
+            sequence_rows, closed_form ? "factors" : "gradients", rows.weight.rows);
     require(rows.old_log_probs.rows == n && rows.entropy.rows == n && rows.advantages.rows == n &&
                 rows.mask.rows == n && rows.sample.rows == n &&
                 rows.seq_kl.rows == rows.weight.rows,
@@ -149,26 +165,50 @@ Token token_at(PolicyRows<T> const& rows, std::int64_t r, double advantage, doub
         .ref = rows.ref_log_probs.empty() ? 0.0 : static_cast<double>(*rows.ref_log_probs.row(r)),
         .rollout = options.use_tis ? static_cast<double>(*rows.rollout_log_probs.row(r)) : 0.0,
         .advantage = advantage,
-        .seq_kl = seq_kl};
+        .seq_kl = seq_kl,
+        .factor_mean = rows.factor_mean.empty()
+                           ? std::optional<double>()
+                           : static_cast<double>(*rows.factor_mean.row(*rows.sample.row(r)))};
 }
 
 }  // namespace
 
+bool needs_sequence_kl(PolicyLossOptions const& options) {
+    return options.estimator == Estimator::gspo || options.use_opsm;
+}
+
 template <class T>
-void sequence_kl_partial(Matrix<T> partial, Matrix<T> log_probs, Matrix<T> old_log_probs,
-                         Matrix<T> mask_sum, Matrix<std::int32_t> mask,
-                         Matrix<std::int32_t> sample) {
+void sequence_kl_partial(Matrix<T> partial, Matrix<T> factor_partial, Matrix<T> mask_sum,
+                         PolicyRows<T> const& rows, PolicyLossOptions const& options) {
+    bool const want_factors = !factor_partial.empty();
+    bool const tis = want_factors && options.use_tis;
+    std::int64_t const n = rows.log_probs.rows;
+    require(n == 0 || !tis || rows.rollout_log_probs.rows == n, ExitCode::internal,
+            "sequence KL: TIS needs rollout log-probs of all {} rows", n);
     std::vector<double> sums(static_cast<std::size_t>(partial.rows));
-    for (std::int64_t r = 0; r < log_probs.rows; ++r) {
-        if (*mask.row(r) != 0) {
-            sums[sample_index(sample, r, partial.rows)] +=
-                static_cast<double>(*old_log_probs.row(r)) - static_cast<double>(*log_probs.row(r));
+    std::vector<double> factors(want_factors ? sums.size() : 0);
+    for (std::int64_t r = 0; r < n; ++r) {
+        if (*rows.mask.row(r) == 0) {
+            continue;
+        }
+        std::size_t const j = sample_index(rows.sample, r, partial.rows);
+        auto const old = static_cast<double>(*rows.old_log_probs.row(r));
+        sums[j] += old - static_cast<double>(*rows.log_probs.row(r));
+        if (want_factors) {
+            double const rollout = tis ? static_cast<double>(*rows.rollout_log_probs.row(r)) : 0.0;
+            factors[j] += tis_factor(old, rollout, options).value;
         }
     }
-    for (std::size_t j = 0; j < sums.size(); ++j) {
-        sums[j] /= static_cast<double>(*mask_sum.row(static_cast<std::int64_t>(j)));
+    auto const add_means = [&](Matrix<T> column, std::vector<double>& values) {
+        for (std::size_t j = 0; j < values.size(); ++j) {
+            values[j] /= static_cast<double>(*mask_sum.row(static_cast<std::int64_t>(j)));
+        }
+        add_sums(column, values);
+    };
+    add_means(partial, sums);
+    if (want_factors) {
+        add_means(factor_partial, factors);
     }
-    add_sums(partial, sums);
 }
 
 template <class T>
@@ -176,7 +216,7 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
                  PolicyRows<T> const& rows, PolicyLossOptions const& options) {
     check_inputs(d_seq_kl, metrics, rows, options);
     std::array<double, metric_count> sums{};
-    std::vector<double> d_k(static_cast<std::size_t>(d_seq_kl.rows));
+    std::vector<double> d_k(static_cast<std::size_t>(rows.weight.rows));
     for (std::int64_t r = 0; r < rows.log_probs.rows; ++r) {
         std::size_t const j = sample_index(rows.sample, r, rows.weight.rows);
         double const weight = static_cast<double>(*rows.weight.row(*rows.sample.row(r)));
@@ -202,7 +242,9 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
         *d_entropy.row(r) = static_cast<T>(-options.entropy_coef * weight);
         d_k[j] += weight * pg.d_seq_kl;
     }
-    add_sums(d_seq_kl, d_k);
+    if (rows.factor_mean.empty()) {
+        add_sums(d_seq_kl, d_k);
+    }
     add_sums(metrics, sums);
 }
 
@@ -217,10 +259,10 @@ void sequence_kl_backward(Matrix<T> d_log_probs, Matrix<T> d_seq_kl, Matrix<T> m
     }
 }
 
-template void sequence_kl_partial(Matrix<float>, Matrix<float>, Matrix<float>, Matrix<float>,
-                                  Matrix<std::int32_t>, Matrix<std::int32_t>);
-template void sequence_kl_partial(Matrix<double>, Matrix<double>, Matrix<double>, Matrix<double>,
-                                  Matrix<std::int32_t>, Matrix<std::int32_t>);
+template void sequence_kl_partial(Matrix<float>, Matrix<float>, Matrix<float>,
+                                  PolicyRows<float> const&, PolicyLossOptions const&);
+template void sequence_kl_partial(Matrix<double>, Matrix<double>, Matrix<double>,
+                                  PolicyRows<double> const&, PolicyLossOptions const&);
 template void policy_loss(Matrix<float>, Matrix<float>, Matrix<float>, Matrix<float>,
                           PolicyRows<float> const&, PolicyLossOptions const&);
 template void policy_loss(Matrix<double>, Matrix<double>, Matrix<double>, Matrix<double>,

@@ -29,6 +29,9 @@ struct PolicyLossOptions {
     double entropy_coef = 0.0;
 };
 
+/// Whether k_j enters the loss: gspo's ratio or OPSM's test.
+bool needs_sequence_kl(PolicyLossOptions const& options);
+
 /// Inputs of R local response rows of n samples. Columns are (R,1) unless said otherwise; `sample`
 /// maps a row to its sample 0..n-1. ref and rollout may be empty when the options do not use them.
 template <class T>
@@ -39,6 +42,9 @@ struct PolicyRows {
     Matrix<std::int32_t> sample;
     Matrix<T> seq_kl;  ///< (n,1) global k_j
     Matrix<T> weight;  ///< (n,1) red(): 1/(B max(M_j,1)), or 1/sum_j max(M_j,1)
+    /// (n,1) F_j / max(M_j,1), F_j = sum over all tokens of m_t f_t with f_t the TIS factor; 1
+    /// without TIS. Given: gspo's gradient takes its closed form. Empty: it goes to d_seq_kl.
+    Matrix<T> factor_mean = {};
 };
 
 /// Order of the partial metric sums; each is sum over local rows of weight * value.
@@ -54,11 +60,12 @@ enum Metric : std::uint8_t {
 };
 
 /// partial_j += sum over local rows of sample j of m_t (old_t - new_t) / max(M_j,1): this rank's
-/// share of k_j. partial (n,1)  mask_sum (n,1) = max(M_j,1) over the whole response
+/// share of k_j; factor_partial_j += the same sum of m_t f_t, f_t the TIS factor (skipped when
+/// empty). Of `rows` only log-probs, mask and sample are read.
+/// partial, factor_partial (n,1)  mask_sum (n,1) = max(M_j,1) over the whole response
 template <class T>
-void sequence_kl_partial(Matrix<T> partial, Matrix<T> log_probs, Matrix<T> old_log_probs,
-                         Matrix<T> mask_sum, Matrix<std::int32_t> mask,
-                         Matrix<std::int32_t> sample);
+void sequence_kl_partial(Matrix<T> partial, Matrix<T> factor_partial, Matrix<T> mask_sum,
+                         PolicyRows<T> const& rows, PolicyLossOptions const& options);
 
 /// Per row, with k = k_j for gspo and old - new else, rho = exp(-k), clip to [1-eps, 1+eps_high]:
 ///   l1 = -rho A, l2 = -clip(rho) A, pg = max(l1, l2); dual clip for A < 0: pg = min(pg, -c A);
@@ -67,10 +74,17 @@ void sequence_kl_partial(Matrix<T> partial, Matrix<T> log_probs, Matrix<T> old_l
 ///   KL with d = new - ref: k1 d, k2 d^2/2, k3 exp(-d)-1+d, low_var_kl k3 clamped to [-10,10];
 ///   unbiased: times exp(new - old) before the clamp.
 /// loss = sum weight m (pg - entropy_coef H + kl_loss_coef kl).
-/// Writes d_log_probs, d_entropy (R,1) without the path through k_j, adds dL/dk_j of local rows to
-/// d_seq_kl (n,1), and adds to `metrics` (metric_count,1). Masked rows are selected away, never
-/// multiplied. pg_clipfrac counts l2 > l1 (cispo: rho outside the band, whatever the sign of A);
-/// opsm_clipfrac counts every response row of a hit sample, masked ones too.
+/// Writes d_log_probs, d_entropy (R,1) and adds to `metrics` (metric_count,1). Masked rows are
+/// selected away, never multiplied. pg_clipfrac counts l2 > l1 (cispo: rho outside the band,
+/// whatever the sign of A); opsm_clipfrac counts every response row of a hit sample, masked ones
+/// too.
+/// The path through k_j (gspo), one of:
+///   rows.factor_mean empty: adds dL/dk_j of local rows to d_seq_kl (n,1); sequence_kl_backward
+///   follows once that is summed over ranks. Always exact.
+///   rows.factor_mean given: d_log_probs has it, d_seq_kl is not touched. With
+///   dL/dk_j = weight_j slope(k_j, A_j) F_j, row t gets -m_t weight_j slope factor_mean_j. Exact
+///   when all that multiplies the policy term beside f_t is constant over a sequence: A and, with
+///   it, the OPSM test.
 template <class T>
 void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl, Matrix<T> metrics,
                  PolicyRows<T> const& rows, PolicyLossOptions const& options);

@@ -177,11 +177,10 @@ BOOST_AUTO_TEST_CASE(each_label_has_its_calls_and_bytes) {
     BOOST_TEST(ledger.at("cp.kv.backward").calls == 3 * 3 * 1);
     BOOST_TEST(ledger.at("cp.dkv").calls == 3 * 3 * 1);
     BOOST_TEST((ledger.at("loss.seq_kl") == LedgerEntry{"all_reduce", 2, 3, 7 * 4}));
-    BOOST_TEST((ledger.at("loss.seq_kl_grad") == LedgerEntry{"all_reduce", 2, 3, 7 * 4}));
     BOOST_TEST((ledger.at("advantages.whiten") == LedgerEntry{"all_reduce", 4, 1, 12}));
     BOOST_TEST((ledger.at("grad") == LedgerEntry{"all_reduce", 4, 1, 4 * layout.size}));
     BOOST_TEST((ledger.at("metrics") == LedgerEntry{"all_reduce", 4, 1, 4 * metric_count}));
-    BOOST_TEST(ledger.size() == 8U);
+    BOOST_TEST(ledger.size() == 7U);
 }
 
 BOOST_AUTO_TEST_CASE(labels_follow_the_settings_of_the_loss) {
@@ -202,10 +201,55 @@ BOOST_AUTO_TEST_CASE(labels_follow_the_settings_of_the_loss) {
     BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::grpo; }) == Labels{}));
     BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::cispo; }) == Labels{}));
     BOOST_TEST((extra([](Options& o) { o.loss.use_opsm = true; }) == Labels{"loss.seq_kl"}));
-    BOOST_TEST((extra([](Options& o) { o.loss.estimator = Estimator::gspo; }) ==
-                Labels{"loss.seq_kl", "loss.seq_kl_grad"}));
+    BOOST_TEST(
+        (extra([](Options& o) { o.loss.estimator = Estimator::gspo; }) == Labels{"loss.seq_kl"}));
     BOOST_TEST(
         (extra([](Options& o) { o.normalize_advantages = true; }) == Labels{"advantages.whiten"}));
+}
+
+BOOST_AUTO_TEST_CASE(each_loss_path_has_its_calls_and_bytes) {
+    // 7 samples in micro-batches of 3, 3 and 1 on CP 2.
+    ParameterLayout const layout(small_config());
+    Rollout const rollout = make_rollout(uneven);
+    auto const loss_entries = [&](LossComm loss, StepShape const& shape) {
+        Ledger ledger = expected_ledger(
+            shape, layout, batches_of(rollout, 3, {.size = 2, .loss = loss}, 1), {2, 2});
+        std::erase_if(ledger, [](auto const& item) { return !item.first.starts_with("loss."); });
+        return ledger;
+    };
+    StepShape const nothing;
+    StepShape const opsm{.seq_kl = true, .tis = true};
+    StepShape const gspo{.seq_kl = true, .seq_kl_grad = true};
+    StepShape const gspo_tis{.seq_kl = true, .seq_kl_grad = true, .tis = true};
+    BOOST_TEST(loss_entries(LossComm::scalar, nothing).empty());
+    BOOST_TEST((loss_entries(LossComm::scalar, opsm) ==
+                Ledger{{"loss.seq_kl", {"all_reduce", 2, 3, 7 * 4}}}));
+    BOOST_TEST((loss_entries(LossComm::scalar, gspo_tis) ==
+                Ledger{{"loss.seq_kl", {"all_reduce", 2, 3, 7 * 8}}}));
+
+    LedgerEntry const padded{"all_reduce", 2, 7, 4 * rollout.response_tokens()};
+    BOOST_TEST(loss_entries(LossComm::padded, nothing).empty());
+    BOOST_TEST((loss_entries(LossComm::padded, opsm) ==
+                Ledger{{"loss.padded.new", padded}, {"loss.padded.old", padded}}));
+    BOOST_TEST(
+        (loss_entries(LossComm::padded, gspo) == Ledger{{"loss.padded.new", padded},
+                                                        {"loss.padded.old", padded},
+                                                        {"loss.padded.new.backward", padded},
+                                                        {"loss.padded.old.backward", padded}}));
+
+    std::int64_t others = 0;
+    for (std::int64_t j = 0; j < rollout.samples(); ++j) {
+        others += owned_rows(rollout.total_length(j), {.ranks = 2}, 0);
+    }
+    LedgerEntry const gathered{"all_gather", 2, 3, 8 * others};
+    Ledger const always{{"loss.gather.train", gathered},
+                        {"loss.gather.backward", {"reduce_scatter", 2, 3, 8 * others}}};
+    BOOST_TEST((loss_entries(LossComm::gather, nothing) == always));
+    BOOST_TEST((loss_entries(LossComm::gather, gspo_tis) == always));
+    Ledger with_passes = always;
+    with_passes["loss.gather.ref"] = with_passes["loss.gather.old"] = gathered;
+    BOOST_TEST(
+        (loss_entries(LossComm::gather, {.ref_pass = true, .old_pass = true}) == with_passes));
 }
 
 BOOST_AUTO_TEST_CASE(groups_of_one_cost_nothing) {

@@ -244,36 +244,65 @@ BOOST_FIXTURE_TEST_CASE(policy_rows_reach_the_typed_loss_in_their_places, Host) 
     std::int64_t const n = 3;
     auto column = [](unsigned seed) { return random_values<float>(3, seed, 0.5); };
     std::vector<float> lp = column(1), old = column(2), ref = column(3), roll = column(4),
-                       ent = column(5), adv = column(6), kl = column(7), weight{0.25F, 0.5F};
+                       ent = column(5), adv = column(6), kl = column(7), weight{0.25F, 0.5F},
+                       factor{0.75F, 1.25F}, mask_sum{1.0F, 3.0F};
     kl.resize(2);
     std::vector<std::int32_t> mask{1, 0, 1}, sample{0, 0, 1};
     PolicyLossOptions options;
+    options.estimator = Estimator::gspo;
     options.use_tis = true;
     options.use_kl_loss = true;
     options.kl_type = KlType::k3;
     options.kl_loss_coef = 0.3;
     options.entropy_coef = 0.1;
-    std::vector<float> dlp(3), dent(3), dkl(2), metrics(metric_count);
-    policy_loss(
-        view(dlp, n, 1), view(dent, n, 1), view(dkl, 2, 1), view(metrics, metric_count, 1),
-        PolicyRows<float>{view(lp, n, 1), view(old, n, 1), view(ref, n, 1), view(roll, n, 1),
-                          view(ent, n, 1), view(adv, n, 1), view(mask, n, 1), view(sample, n, 1),
-                          view(kl, 2, 1), view(weight, 2, 1)},
-        options);
-
     Buffer const b_lp = buffer(lp, n, 1), b_old = buffer(old, n, 1), b_ref = buffer(ref, n, 1),
                  b_roll = buffer(roll, n, 1), b_ent = buffer(ent, n, 1), b_adv = buffer(adv, n, 1),
                  b_mask = buffer(mask, n, 1), b_sample = buffer(sample, n, 1),
-                 b_kl = buffer(kl, 2, 1), b_weight = buffer(weight, 2, 1);
+                 b_kl = buffer(kl, 2, 1), b_weight = buffer(weight, 2, 1),
+                 b_factor = buffer(factor, 2, 1), b_mask_sum = buffer(mask_sum, 2, 1);
     Buffer const d_lp(backend, n, 1, DType::f32), d_ent(backend, n, 1, DType::f32);
-    Buffer const d_kl = buffer(std::vector<float>(2), 2, 1);
-    Buffer const sums = buffer(std::vector<float>(metric_count), metric_count, 1);
-    backend.policy_loss(
-        d_lp, d_ent, d_kl, sums,
-        {b_lp, b_old, b_ref, b_roll, b_ent, b_adv, b_mask, b_sample, b_kl, b_weight}, options);
-    BOOST_TEST(values<float>(d_lp) == dlp);
-    BOOST_TEST(values<float>(d_ent) == dent);
-    BOOST_TEST(values<float>(d_kl) == dkl);
-    BOOST_TEST(values<float>(sums) == metrics);
-    BOOST_TEST(metrics[metric_pg_loss] != 0.0F);
+    for (bool const closed_form : {false, true}) {
+        PolicyRows<float> const rows{view(lp, n, 1),
+                                     view(old, n, 1),
+                                     view(ref, n, 1),
+                                     view(roll, n, 1),
+                                     view(ent, n, 1),
+                                     view(adv, n, 1),
+                                     view(mask, n, 1),
+                                     view(sample, n, 1),
+                                     view(kl, 2, 1),
+                                     view(weight, 2, 1),
+                                     closed_form ? view(factor, 2, 1) : Matrix<float>{}};
+        std::vector<float> dlp(3), dent(3), dkl(2), metrics(metric_count), share(2), factors(2);
+        policy_loss(view(dlp, n, 1), view(dent, n, 1), view(dkl, 2, 1),
+                    view(metrics, metric_count, 1), rows, options);
+        sequence_kl_partial(view(share, 2, 1), view(factors, 2, 1), view(mask_sum, 2, 1), rows,
+                            options);
+
+        PolicyTensors const tensors{b_lp,
+                                    b_old,
+                                    b_ref,
+                                    b_roll,
+                                    b_ent,
+                                    b_adv,
+                                    b_mask,
+                                    b_sample,
+                                    b_kl,
+                                    b_weight,
+                                    closed_form ? b_factor.tensor() : Tensor{}};
+        Buffer const d_kl = buffer(std::vector<float>(2), 2, 1);
+        Buffer const sums = buffer(std::vector<float>(metric_count), metric_count, 1);
+        Buffer const b_share = buffer(std::vector<float>(2), 2, 1);
+        Buffer const b_factors = buffer(std::vector<float>(2), 2, 1);
+        backend.policy_loss(d_lp, d_ent, d_kl, sums, tensors, options);
+        backend.sequence_kl_partial(b_share, b_factors, b_mask_sum, tensors, options);
+        BOOST_TEST(values<float>(d_lp) == dlp);
+        BOOST_TEST(values<float>(d_ent) == dent);
+        BOOST_TEST(values<float>(d_kl) == dkl);
+        BOOST_TEST(values<float>(sums) == metrics);
+        BOOST_TEST(values<float>(b_share) == share);
+        BOOST_TEST(values<float>(b_factors) == factors);
+        BOOST_TEST(metrics[metric_pg_loss] != 0.0F);
+        BOOST_TEST((dkl[0] != 0.0F) == !closed_form);
+    }
 }

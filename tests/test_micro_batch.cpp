@@ -43,11 +43,12 @@ void check_rows(Rollout const& rollout, MicroBatch const& batch, Coverage& cover
     std::vector<std::int64_t> sample_of_row;
     for (std::int64_t const sample : batch.samples) {
         std::int64_t const rows = owned_rows(rollout.total_length(sample),
-                                             {.ranks = batch.ring.cp_size}, batch.ring.cp_rank);
+                                             {.ranks = batch.plan.config.size}, batch.plan.rank);
         sample_of_row.insert(sample_of_row.end(), static_cast<std::size_t>(rows), sample);
     }
     BOOST_REQUIRE(batch.rows() == std::ssize(sample_of_row));
-    BOOST_TEST(batch.rows() == batch.ring.block_rows[batch.ring.cp_rank]);
+    BOOST_TEST(batch.rows() == batch.plan.own_rows);
+    BOOST_TEST(batch.rows() == batch.stream_rows[batch.plan.rank]);
     for (std::size_t row = 0; row < sample_of_row.size(); ++row) {
         std::int64_t const at = rollout.token_offsets[sample_of_row[row]] + batch.positions[row];
         BOOST_TEST(batch.tokens[row] == rollout.tokens[at]);
@@ -59,12 +60,13 @@ void check_rows(Rollout const& rollout, MicroBatch const& batch, Coverage& cover
         std::int64_t const prompt = rollout.total_length(sample) - rollout.response_length(sample);
         std::int64_t const index =
             rollout.response_offsets[sample] + batch.positions[row] + 1 - prompt;
-        BOOST_TEST(batch.response_index[r] == index);
+        BOOST_TEST(batch.own.index[r] == index);
         BOOST_TEST(batch.targets[r] ==
                    rollout.tokens[rollout.token_offsets[sample] + batch.positions[row] + 1]);
-        BOOST_TEST(batch.mask[r] == rollout.loss_mask.at(index));
-        BOOST_TEST(batch.samples.at(batch.sample_of[r]) == sample);
+        BOOST_TEST(batch.own.mask[r] == rollout.loss_mask.at(index));
+        BOOST_TEST(batch.samples.at(batch.own.sample_of[r]) == sample);
         BOOST_TEST((r == 0 || batch.response_rows[r] > batch.response_rows[r - 1]));
+        BOOST_TEST(batch.all.index.at(static_cast<std::size_t>(batch.own_in_all.at(r))) == index);
         coverage.responses.at(index) += 1;
     }
 }
@@ -122,7 +124,7 @@ BOOST_AUTO_TEST_CASE(the_last_row_of_a_chunk_predicts_the_first_token_of_the_nex
                boost::test_tools::per_element());
     BOOST_TEST(outer.targets == (std::vector<std::int32_t>{1, 2, 7}),
                boost::test_tools::per_element());
-    BOOST_TEST(outer.response_index == (std::vector<std::int64_t>{0, 1, 6}),
+    BOOST_TEST(outer.own.index == (std::vector<std::int64_t>{0, 1, 6}),
                boost::test_tools::per_element());
     MicroBatch const inner = make_micro_batch(rollout, samples, reduction, {.size = 2}, 1);
     BOOST_TEST(inner.positions == (std::vector<std::int32_t>{2, 3, 4, 5}),
@@ -142,10 +144,68 @@ BOOST_AUTO_TEST_CASE(the_first_response_row_is_the_last_prompt_row_and_the_last_
                boost::test_tools::per_element());
     BOOST_TEST(batch.targets == (std::vector<std::int32_t>{103, 4, 5}),
                boost::test_tools::per_element());
-    BOOST_TEST(batch.sample_of == (std::vector<std::int32_t>{0, 1, 1}),
+    BOOST_TEST(batch.own.sample_of == (std::vector<std::int32_t>{0, 1, 1}),
                boost::test_tools::per_element());
-    BOOST_TEST(batch.response_index == (std::vector<std::int64_t>{2, 0, 1}),
+    BOOST_TEST(batch.own.index == (std::vector<std::int64_t>{2, 0, 1}),
                boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(every_rank_knows_all_response_rows_and_where_they_lie_in_the_streams) {
+    Rollout const rollout = make_rollout(shapes, two_of_three);
+    Reduction const reduction = make_reduction(rollout, false);
+    std::vector<std::int64_t> const samples{5, 0, 7, 3};
+    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
+        for (int const cp : {1, 2, 3, 4, 8}) {
+            std::vector<MicroBatch> ranks;
+            std::vector<std::int64_t> joined;  // response index of each stream row, -1 without
+            for (int rank = 0; rank < cp; ++rank) {
+                ranks.push_back(make_micro_batch(rollout, samples, reduction,
+                                                 {.size = cp, .layout = layout}, rank));
+                std::vector<std::int64_t> stream(ranks.back().tokens.size(), -1);
+                for (std::size_t r = 0; r < ranks.back().own.index.size(); ++r) {
+                    stream.at(ranks.back().response_rows[r]) = ranks.back().own.index[r];
+                }
+                joined.insert(joined.end(), stream.begin(), stream.end());
+            }
+            std::vector<std::int64_t> want;
+            for (std::int64_t const sample : samples) {
+                for (std::int64_t i = rollout.response_offsets[sample];
+                     i < rollout.response_offsets[sample + 1]; ++i) {
+                    want.push_back(i);
+                }
+            }
+            for (MicroBatch const& batch : ranks) {
+                BOOST_TEST(batch.all.index == want, boost::test_tools::per_element());
+                BOOST_TEST(batch.response_begin == (std::vector<std::int64_t>{0, 16, 17, 57, 64}),
+                           boost::test_tools::per_element());
+                BOOST_REQUIRE(batch.stream_rows.size() == ranks.size());
+                for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+                    BOOST_TEST(batch.stream_rows[rank] == ranks[rank].rows());
+                }
+                BOOST_REQUIRE(batch.all_in_streams.size() == want.size());
+                for (std::size_t i = 0; i < want.size(); ++i) {
+                    BOOST_TEST(joined.at(batch.all_in_streams[i]) == want[i]);
+                    BOOST_TEST(batch.all.mask[i] == rollout.loss_mask[want[i]]);
+                    std::int64_t const sample = batch.samples.at(batch.all.sample_of[i]);
+                    BOOST_TEST(rollout.response_offsets[sample] <= want[i]);
+                    BOOST_TEST(want[i] < rollout.response_offsets[sample + 1]);
+                }
+            }
+        }
+    }
+}
+
+BOOST_AUTO_TEST_CASE(the_loss_is_evaluated_at_own_rows_or_when_gathered_at_all) {
+    Rollout const rollout = make_rollout({{8, 7}});
+    Reduction const reduction = make_reduction(rollout, false);
+    std::vector<std::int64_t> const samples{0};
+    for (LossComm const loss : {LossComm::scalar, LossComm::padded, LossComm::gather}) {
+        MicroBatch const batch =
+            make_micro_batch(rollout, samples, reduction, {.size = 2, .loss = loss}, 0);
+        bool const all = loss == LossComm::gather;
+        BOOST_TEST(batch.loss_rows().size() == (all ? 7 : 3));
+        BOOST_TEST(batch.loss_place(2) == (all ? 6U : 2U));
+    }
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_without_rows_still_knows_its_samples) {
@@ -199,9 +259,10 @@ BOOST_AUTO_TEST_CASE(a_constant_over_tokens_averages_to_itself) {
             for (int rank = 0; rank < 3; ++rank) {
                 MicroBatch const batch =
                     make_micro_batch(rollout, samples, reduction, {.size = 3}, rank);
-                for (std::size_t r = 0; r < batch.mask.size(); ++r) {
-                    sum += batch.mask[r] * static_cast<double>(batch.weight[batch.sample_of[r]]);
-                    terms += batch.mask[r];
+                for (std::size_t r = 0; r < batch.own.mask.size(); ++r) {
+                    sum += batch.own.mask[r] *
+                           static_cast<double>(batch.weight[batch.own.sample_of[r]]);
+                    terms += batch.own.mask[r];
                 }
             }
         }

@@ -133,14 +133,17 @@ BOOST_FIXTURE_TEST_CASE(the_place_of_the_worst_token_is_named, Fixture) {
     }
 }
 
-BOOST_FIXTURE_TEST_CASE(ledger_faults_and_unequal_replicas_fail, Fixture) {
+BOOST_FIXTURE_TEST_CASE(ledger_faults_unequal_replicas_and_wrong_coverage_fail, Fixture) {
     for (Check const& check : check_result(base)) {
         BOOST_TEST(check.pass);
     }
     base.ledger_faults = {"[rank 1] cp.kv: 3 calls, budget 2 calls"};
     base.replica_spread = 1e-9;
+    base.coverage_error = 1;
+    base.coverage_place = "sample 0 token 1";
     for (Check const& check : check_result(base)) {
         BOOST_TEST(!check.pass);
+        BOOST_TEST(!noise_may_explain(check), check.name);
     }
 }
 

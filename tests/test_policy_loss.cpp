@@ -4,159 +4,15 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/policy_loss.hpp"
-#include "tests/close.hpp"
+#include "tests/policy_batch.hpp"
 
 using namespace cpstep;
-using cpstep::test::all_close;
-using cpstep::test::central_difference;
-using cpstep::test::random_values;
-using cpstep::test::rounding_bound;
-using cpstep::test::within;
+using namespace cpstep::test;
 
 namespace {
 
-template <class T>
-Matrix<T> column(std::vector<T>& values) {
-    return {values.data(), static_cast<std::int64_t>(values.size()), 1, 1};
-}
-
 double sum_of(std::vector<double> const& values) {
     return std::accumulate(values.begin(), values.end(), 0.0);
-}
-
-/// Rows of a micro-batch with what the loss makes of them; all on one rank.
-struct Batch {
-    std::vector<double> now, old, ref, rollout, entropy, advantages, weight;
-    std::vector<std::int32_t> mask, sample;
-    PolicyLossOptions options;
-    std::vector<double> seq_kl, mask_sum, d_now, d_entropy, d_seq_kl, metrics;
-
-    void add(double log_ratio, double advantage, std::int32_t counts = 1, std::int32_t j = 0) {
-        old.push_back(-1.0 - 0.1 * static_cast<double>(old.size()));
-        now.push_back(old.back() + log_ratio);
-        ref.push_back(now.back() - 0.3);
-        rollout.push_back(old.back() - 0.1);
-        entropy.push_back(1.5);
-        advantages.push_back(advantage);
-        mask.push_back(counts);
-        sample.push_back(j);
-        weight.resize(std::max(weight.size(), static_cast<std::size_t>(j) + 1), 1.0);
-    }
-
-    /// k_j by the partial sums, then the loss, its gradient and the path through k_j.
-    void evaluate() {
-        seq_kl.assign(weight.size(), 0.0);
-        mask_sum.assign(weight.size(), 0.0);
-        for (std::size_t r = 0; r < mask.size(); ++r) {
-            if (auto const j = static_cast<std::size_t>(sample[r]); j < mask_sum.size()) {
-                mask_sum[j] += mask[r];  // a bad index is for the loss to refuse
-            }
-        }
-        for (std::size_t j = 0; j < weight.size(); ++j) {
-            mask_sum[j] = std::max(mask_sum[j], 1.0);
-        }
-        sequence_kl_partial<double>(column(seq_kl), column(now), column(old), column(mask_sum),
-                                    column(mask), column(sample));
-        metrics.assign(metric_count, 0.0);
-        d_seq_kl.assign(weight.size(), 0.0);
-        d_now.assign(now.size(), std::nan(""));
-        d_entropy.assign(now.size(), std::nan(""));
-        policy_loss<double>(
-            column(d_now), column(d_entropy), column(d_seq_kl), column(metrics),
-            {column(now), column(old), column(ref), column(rollout), column(entropy),
-             column(advantages), column(mask), column(sample), column(seq_kl), column(weight)},
-            options);
-        sequence_kl_backward<double>(column(d_now), column(d_seq_kl), column(mask_sum),
-                                     column(mask), column(sample));
-    }
-
-    double pg_loss() {
-        evaluate();
-        return metrics[metric_pg_loss];
-    }
-    /// The terms beside the policy gradient.
-    double regularisers() {
-        evaluate();
-        return -options.entropy_coef * metrics[metric_entropy_loss] +
-               (options.use_kl_loss ? options.kl_loss_coef * metrics[metric_kl_loss] : 0.0);
-    }
-    double loss() { return pg_loss() + regularisers(); }
-};
-
-/// Five samples: inside the band, above, below, mixed, all masked; both signs of the advantage, one
-/// ratio beyond a dual clip, one reference far enough for the clamp, masked rows that hold NaN.
-Batch varied_batch() {
-    Batch batch;
-    std::vector<double> const log_ratios = {0.05, 0.8, -0.6, 0.45};
-    std::vector<double> const noise = random_values<double>(64, 5, 0.3);
-    for (std::int32_t j = 0; j < 4; ++j) {
-        for (std::size_t t = 0; t < 5; ++t) {
-            std::size_t const r = batch.now.size();
-            double const advantage = (t % 2 == 0 ? 1.0 : -1.0) * (0.5 + std::abs(noise[r]));
-            batch.add(log_ratios[static_cast<std::size_t>(j)] + noise[r + 20], advantage, t != 3,
-                      j);
-            batch.ref[r] = batch.now[r] + 2 * noise[r + 30];
-            batch.rollout[r] = batch.old[r] - 4 * noise[r + 40];
-            batch.entropy[r] = 1.0 + noise[r];
-        }
-        batch.ref[static_cast<std::size_t>(j) * 5 + 1] += 4.0;
-    }
-    batch.add(0.1, 1.0, 0, 4);
-    for (std::size_t r = 0; r < batch.now.size(); ++r) {
-        if (batch.mask[r] == 0) {
-            batch.now[r] = batch.old[r] = batch.ref[r] = std::nan("");
-            batch.rollout[r] = batch.entropy[r] = std::nan("");
-        }
-    }
-    batch.weight = {0.05, 0.1, 0.075, 0.2, 0.3};
-    batch.options.kl_loss_coef = 0.3;
-    batch.options.entropy_coef = 0.02;
-    return batch;
-}
-
-std::vector<PolicyLossOptions> every_combination() {
-    std::vector<PolicyLossOptions> all;
-    for (Estimator estimator : {Estimator::grpo, Estimator::gspo, Estimator::cispo}) {
-        for (KlType kl_type : {KlType::k1, KlType::k2, KlType::k3, KlType::low_var_kl}) {
-            for (unsigned bits = 0; bits < 32; ++bits) {
-                PolicyLossOptions o = varied_batch().options;
-                o.estimator = estimator;
-                o.kl_type = kl_type;
-                o.use_unbiased_kl = (bits & 1U) != 0;
-                o.use_opsm = (bits & 2U) != 0;
-                o.use_tis = (bits & 4U) != 0;
-                o.use_kl_loss = (bits & 8U) != 0;
-                if ((bits & 16U) != 0) {
-                    o.eps_clip_c = 1.5;
-                }
-                o.eps_clip_high = 0.28;
-                all.push_back(o);
-            }
-        }
-    }
-    return all;
-}
-
-/// dL/dnow of row r by differences. CISPO's ratio is a constant of the gradient: moving the three
-/// log-probs together leaves every ratio of the policy term alone.
-double difference(Batch& batch, std::size_t r, double step) {
-    double const rest =
-        central_difference(batch.now[r], step, [&] { return batch.regularisers(); });
-    if (batch.options.estimator != Estimator::cispo) {
-        return rest + central_difference(batch.now[r], step, [&] { return batch.pg_loss(); });
-    }
-    double const now = batch.now[r];
-    double const old = batch.old[r];
-    double const rollout = batch.rollout[r];
-    double const slope = central_difference(batch.now[r], step, [&] {
-        batch.old[r] = old + (batch.now[r] - now);
-        batch.rollout[r] = rollout + (batch.now[r] - now);
-        return batch.pg_loss();
-    });
-    batch.old[r] = old;
-    batch.rollout[r] = rollout;
-    return rest + slope;
 }
 
 }  // namespace
@@ -238,6 +94,66 @@ BOOST_AUTO_TEST_CASE(gradient_equals_finite_differences_for_every_combination_of
     }
 }
 
+BOOST_AUTO_TEST_CASE(the_closed_form_is_the_two_step_gradient_when_advantages_are_per_sequence) {
+    Batch batch = with_constant_advantages(varied_batch());
+    for (PolicyLossOptions const& options : every_combination()) {
+        batch.options = options;
+        batch.evaluate();
+        std::vector<double> const two_step = batch.d_now;
+        std::vector<double> const d_entropy = batch.d_entropy;
+        std::vector<double> const metrics = batch.metrics;
+        batch.evaluate_closed();
+        double const bound = rounding_bound<double>(8, 5);
+        BOOST_REQUIRE(all_close(batch.d_now, two_step, bound, bound));
+        BOOST_REQUIRE(batch.d_entropy == d_entropy);
+        BOOST_REQUIRE(batch.metrics == metrics);
+        BOOST_REQUIRE(sum_of(batch.d_seq_kl) == 0.0);
+    }
+}
+
+BOOST_AUTO_TEST_CASE(the_closed_form_equals_finite_differences) {
+    Batch batch = with_constant_advantages(varied_batch());
+    for (bool const tis : {false, true}) {
+        for (bool const opsm : {false, true}) {
+            batch.options.estimator = Estimator::gspo;
+            batch.options.eps_clip = batch.options.eps_clip_high = 0.5;
+            batch.options.use_tis = tis;
+            batch.options.use_opsm = opsm;
+            batch.evaluate_closed();
+            std::vector<double> const d_now = batch.d_now;
+            int with_gradient = 0;
+            for (std::size_t r = 0; r < d_now.size(); ++r) {
+                if (batch.mask[r] == 0) {
+                    BOOST_TEST(d_now[r] == 0.0);
+                    continue;
+                }
+                with_gradient += d_now[r] != 0.0 ? 1 : 0;
+                BOOST_TEST(within(d_now[r], difference(batch, r, 1e-5), 1e-7, 1e-9));
+            }
+            BOOST_TEST(with_gradient > 0);
+        }
+    }
+}
+
+BOOST_AUTO_TEST_CASE(the_mean_factor_is_that_of_unmasked_tokens_and_an_all_masked_sample_has_none) {
+    Batch batch;
+    batch.options.use_tis = true;
+    batch.add(0.0, 1.0);     // exp(old - rollout) = exp(0.1)
+    batch.add(0.0, 1.0, 0);  // masked
+    batch.add(0.0, 1.0);     // clipped to 2
+    batch.add(0.0, 1.0, 0, 1);
+    batch.rollout[2] = batch.old[2] - 5.0;
+    batch.rollout[1] = batch.rollout[3] = std::nan("");
+    batch.sum_sequences();
+    double const bound = rounding_bound<double>(8, 4);
+    BOOST_TEST(within(batch.factor_mean[0], (std::exp(0.1) + 2.0) / 2, bound, 0.0));
+    BOOST_TEST(batch.factor_mean[1] == 0.0);
+    batch.options.use_tis = false;
+    batch.sum_sequences();
+    BOOST_TEST(batch.factor_mean == (std::vector<double>{1.0, 0.0}),
+               boost::test_tools::per_element());
+}
+
 BOOST_AUTO_TEST_CASE(the_varied_batch_reaches_every_branch) {
     Batch batch = varied_batch();
     batch.options.use_opsm = batch.options.use_tis = true;
@@ -313,24 +229,33 @@ BOOST_AUTO_TEST_CASE(kl_is_reported_without_its_coefficient_and_its_gradient_fol
 BOOST_AUTO_TEST_CASE(metrics_and_sequence_sums_of_parts_add_up) {
     Batch batch = varied_batch();
     batch.options.estimator = Estimator::gspo;
+    batch.options.use_tis = true;
     batch.evaluate();
     std::vector<double> metrics(metric_count);
     std::vector<double> d_seq_kl(5);
     std::vector<double> partial(5);
+    std::vector<double> factors(5);
     std::vector<double> d_now(batch.now.size());
     std::vector<double> d_entropy(batch.now.size());
     for (std::int64_t part = 0; part < 3; ++part) {  // rows 0..6, 7..13, 14..20
-        auto const rows = [part](auto& values) {
+        auto const part_of = [part](auto& values) {
             return Matrix{values.data() + 7 * part, std::int64_t{7}, std::int64_t{1},
                           std::int64_t{1}};
         };
-        sequence_kl_partial<double>(column(partial), rows(batch.now), rows(batch.old),
-                                    column(batch.mask_sum), rows(batch.mask), rows(batch.sample));
-        policy_loss<double>(rows(d_now), rows(d_entropy), column(d_seq_kl), column(metrics),
-                            {rows(batch.now), rows(batch.old), rows(batch.ref), rows(batch.rollout),
-                             rows(batch.entropy), rows(batch.advantages), rows(batch.mask),
-                             rows(batch.sample), column(batch.seq_kl), column(batch.weight)},
-                            batch.options);
+        PolicyRows<double> const rows{.log_probs = part_of(batch.now),
+                                      .old_log_probs = part_of(batch.old),
+                                      .ref_log_probs = part_of(batch.ref),
+                                      .rollout_log_probs = part_of(batch.rollout),
+                                      .entropy = part_of(batch.entropy),
+                                      .advantages = part_of(batch.advantages),
+                                      .mask = part_of(batch.mask),
+                                      .sample = part_of(batch.sample),
+                                      .seq_kl = column(batch.seq_kl),
+                                      .weight = column(batch.weight)};
+        sequence_kl_partial<double>(column(partial), column(factors), column(batch.mask_sum), rows,
+                                    batch.options);
+        policy_loss<double>(part_of(d_now), part_of(d_entropy), column(d_seq_kl), column(metrics),
+                            rows, batch.options);
     }
     sequence_kl_backward<double>(column(d_now), column(d_seq_kl), column(batch.mask_sum),
                                  column(batch.mask), column(batch.sample));
@@ -338,6 +263,7 @@ BOOST_AUTO_TEST_CASE(metrics_and_sequence_sums_of_parts_add_up) {
     BOOST_TEST(all_close(metrics, batch.metrics, bound, bound));
     BOOST_TEST(all_close(d_seq_kl, batch.d_seq_kl, bound, bound));
     BOOST_TEST(all_close(partial, batch.seq_kl, bound, bound));
+    BOOST_TEST(all_close(factors, batch.factor_mean, bound, bound));
     BOOST_TEST(all_close(d_now, batch.d_now, bound, bound));
 }
 
@@ -356,4 +282,12 @@ BOOST_AUTO_TEST_CASE(no_rows_leave_sums_alone_and_bad_inputs_are_refused) {
     batch.options.use_tis = true;
     batch.rollout.clear();
     BOOST_CHECK_EXCEPTION(batch.evaluate(), Error, internal);
+
+    Batch unsummed;
+    unsummed.add(0.0, 1.0);
+    unsummed.sum_sequences();
+    BOOST_CHECK_EXCEPTION(
+        policy_loss<double>(column(unsummed.d_now), column(unsummed.d_entropy), {},
+                            column(unsummed.metrics), unsummed.rows(), unsummed.options),
+        Error, internal);
 }

@@ -41,16 +41,16 @@ VariantResult some_result(char const* name) {
 /// cp1 and cp4 of a 0.5 B model on 4 ranks, everything in order.
 struct Fixture {
     Fixture() {
-        report.plans = {{"cp1", {4, 1}, {{{0}, {1}}, {{2}, {3}}, {{4}, {5}}, {{6}, {7}}}},
-                        {"cp4", {4, 4}, {{{0, 1, 2, 3, 4, 5, 6, 7}}}}};
+        report.plans = {{"cp1", {}, {4, 1}, {{{0}, {1}}, {{2}, {3}}, {{4}, {5}}, {{6}, {7}}}},
+                        {"cp4", {.size = 4}, {4, 4}, {{{0, 1, 2, 3, 4, 5, 6, 7}}}}};
         report.results = {some_result("cp1"), some_result("cp4")};
         for (VariantResult& result : report.results) {
             for (Check const& check : check_result(result)) {
                 report.checks.push_back(check);
             }
         }
-        report.results[1].ledger["loss.seq_kl_grad"] = {"all_reduce", 4, 1, 32};
-        report.results[1].budget["loss.seq_kl_grad"] = {"all_reduce", 4, 1, 32};
+        report.results[1].ledger["loss.seq_kl"] = {"all_reduce", 4, 1, 32};
+        report.results[1].budget["loss.seq_kl"] = {"all_reduce", 4, 1, 32};
         add_check("log_probs", 3.8e-6, 1.9e-4, "max abs", "sample 127 token 8191");
         add_check("grad_norm", 3.0e-7, 1.0e-4, "abs", "");
         for (char const* name : {"model.embed_tokens.weight", "model.norm.weight"}) {

@@ -1,5 +1,6 @@
 #define BOOST_TEST_MODULE step
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 
@@ -113,22 +114,24 @@ struct Bench {
         }
     }
 
-    std::unique_ptr<Variant> variant(int cp) {
-        VariantPlan const plan =
-            plan_variant(test_case.options, layout.config, test_case.samples.rollout,
-                         test_world().size(), {fmt::format("cp{}", cp), {.size = cp}});
+    std::unique_ptr<Variant> variant(int cp, LossComm loss = LossComm::scalar) {
+        VariantPlan const plan = plan_variant(
+            test_case.options, layout.config, test_case.samples.rollout, test_world().size(),
+            {fmt::format("cp{} {}", cp, name_of(loss)), {.size = cp, .loss = loss}});
         return std::make_unique<Variant>(plan, test_world(), *backend, trace, layout.config,
                                          test_case.samples.rollout, reduction);
     }
 
-    VariantResult run(Variant& variant) {
+    VariantResult run(Variant& variant) { return run(variant, test_case.samples.rollout); }
+
+    /// `reported` is the rollout the results are gathered for.
+    VariantResult run(Variant& variant, Rollout const& reported) {
         TrainStep step(*backend, trace, test_case.options, layout, test_case.samples,
-                       capacity_of(variant.batches()), weights, {});
+                       capacity_of(variant.batches(), heads_of(layout.config)), weights, {});
         step.prepare(variant);
         step.reset();
         StepMetrics const metrics = step.run(variant);
-        return collect_result(test_world(), *backend, step, variant, layout,
-                              test_case.samples.rollout, metrics);
+        return collect_result(test_world(), *backend, step, variant, layout, reported, metrics);
     }
 
     std::vector<Check> compare(VariantResult const& base, VariantResult const& other) {
@@ -148,29 +151,35 @@ struct Bench {
     Trace trace;
 };
 
+constexpr std::array loss_paths{LossComm::scalar, LossComm::padded, LossComm::gather};
+
+void agrees_with(VariantResult const& base, Bench& bench, Variant& variant) {
+    VariantResult const other = bench.run(variant);
+    if (!test_world().root()) {
+        return;
+    }
+    BOOST_TEST(first_nonfinite(other, bench.layout, bench.test_case.samples.rollout).empty());
+    for (Check const& check : bench.compare(base, other)) {
+        BOOST_TEST(check.pass, check.variant << " " << check.name << ": " << check.measured
+                                             << ", bound " << check.bound << " " << check.where);
+    }
+}
+
 void every_layout_agrees(Case const& c) {
     Bench bench(c);
     auto const first = bench.variant(1);
     VariantResult const base = bench.run(*first);
     BOOST_TEST(base.metrics.grad_norm > 0.0);
     for (int const cp : valid_cp_sizes(test_world().size())) {
-        auto const variant = bench.variant(cp);
-        VariantResult const other = bench.run(*variant);
-        if (!test_world().root()) {
-            continue;
-        }
-        BOOST_TEST(first_nonfinite(other, bench.layout, c.samples.rollout).empty());
-        for (Check const& check : bench.compare(base, other)) {
-            BOOST_TEST(check.pass, check.variant << " " << check.name << ": " << check.measured
-                                                 << ", bound " << check.bound << " "
-                                                 << check.where);
+        for (LossComm const loss : loss_paths) {
+            agrees_with(base, bench, *bench.variant(cp, loss));
         }
     }
 }
 
-void gradient_is_the_slope_of_the_loss(Case const& c) {
+void gradient_is_the_slope_of_the_loss(Case const& c, LossComm loss) {
     Bench bench(c);
-    auto const variant = bench.variant(test_world().size());
+    auto const variant = bench.variant(test_world().size(), loss);
     VariantResult const at = bench.run(*variant);
     std::vector<float> direction = at.gradients;
     direction.resize(bench.layout.size);
@@ -204,6 +213,19 @@ BOOST_AUTO_TEST_CASE(grpo_per_token_with_tis_and_whitening_agrees_in_every_layou
     every_layout_agrees(grpo_case());
 }
 
+BOOST_AUTO_TEST_CASE(gspo_with_tis_agrees_in_every_layout) {
+    Case c = gspo_case();
+    c.options.loss.use_tis = true;
+    c.options.loss.use_opsm = false;
+    every_layout_agrees(c);
+}
+
+BOOST_AUTO_TEST_CASE(cispo_agrees_in_every_layout) {
+    Case c = grpo_case();
+    c.options.loss.estimator = Estimator::cispo;
+    every_layout_agrees(c);
+}
+
 BOOST_AUTO_TEST_CASE(old_and_reference_passes_agree_in_every_layout) {
     Case c = gspo_case();
     c.samples = edge_samples(false);
@@ -224,19 +246,18 @@ BOOST_AUTO_TEST_CASE(local_positions_in_rope_are_caught) {
     Bench bench(gspo_case());
     auto const first = bench.variant(1);
     VariantResult const base = bench.run(*first);
-    auto const faulty = bench.variant(world);
-    for (std::size_t i = 0; i < faulty->batches().size(); ++i) {
-        std::vector<std::int32_t> positions(faulty->batches()[i].positions.size());
-        std::iota(positions.begin(), positions.end(), 0);
-        bench.backend->upload(faulty->buffers()[i].positions, positions.data());
-    }
-    VariantResult const other = bench.run(*faulty);
-    if (test_world().root()) {
-        int failed = 0;
-        for (Check const& check : bench.compare(base, other)) {
-            failed += check.pass ? 0 : 1;
+    for (LossComm const loss : loss_paths) {
+        auto const faulty = bench.variant(world, loss);
+        for (std::size_t i = 0; i < faulty->batches().size(); ++i) {
+            std::vector<std::int32_t> positions(faulty->batches()[i].positions.size());
+            std::iota(positions.begin(), positions.end(), 0);
+            bench.backend->upload(faulty->buffers()[i].positions, positions.data());
         }
-        BOOST_TEST(failed > 10);
+        VariantResult const other = bench.run(*faulty);
+        if (test_world().root()) {
+            auto const checks = bench.compare(base, other);
+            BOOST_TEST(std::ranges::count(checks, false, &Check::pass) > 10);
+        }
     }
 }
 
@@ -246,22 +267,52 @@ BOOST_AUTO_TEST_CASE(an_extra_collective_is_off_budget) {
         return;
     }
     Bench bench(gspo_case());
-    auto const variant = bench.variant(world);
     Buffer const extra(*bench.backend, 1, 1, DType::f32);
     bench.backend->zero(extra);
-    variant->grid().cp().all_reduce_sum("loss.entropy", extra);
-    VariantResult const result = bench.run(*variant);
-    BOOST_TEST(result.ledger_faults.size() == static_cast<std::size_t>(world));
-    BOOST_TEST(result.ledger_faults.front().find("loss.entropy") != std::string::npos);
-    BOOST_TEST(!check_result(result).back().pass);
+    for (LossComm const loss : loss_paths) {
+        auto const variant = bench.variant(world, loss);
+        variant->grid().cp().all_reduce_sum("loss.entropy", extra);
+        VariantResult const result = bench.run(*variant);
+        BOOST_TEST(result.ledger_faults.size() == static_cast<std::size_t>(world));
+        BOOST_TEST(result.ledger_faults.front().find("loss.entropy") != std::string::npos);
+        BOOST_TEST(!check_result(result).back().pass);
+    }
+}
+
+BOOST_AUTO_TEST_CASE(a_response_token_that_no_rank_computed_is_named) {
+    Bench bench(gspo_case());
+    Rollout longer = bench.test_case.samples.rollout;
+    std::int64_t const samples = longer.samples();
+    longer.tokens.insert(longer.tokens.end(), 3, 1);
+    longer.loss_mask.insert(longer.loss_mask.end(), 2, 1);
+    longer.token_offsets.push_back(longer.token_offsets.back() + 3);
+    longer.response_offsets.push_back(longer.response_offsets.back() + 2);
+    auto const variant = bench.variant(1);
+    VariantResult const result = bench.run(*variant, longer);
+    BOOST_TEST(result.coverage_error == 1.0);
+    BOOST_TEST(result.coverage_place == fmt::format("sample {} token 0", samples));
+    BOOST_TEST(check_result(result).front().name == "coverage");
+    BOOST_TEST(!check_result(result).front().pass);
 }
 
 BOOST_AUTO_TEST_CASE(the_gradient_is_the_slope_of_the_loss) {
-    gradient_is_the_slope_of_the_loss(gspo_case());
+    for (LossComm const loss : loss_paths) {
+        gradient_is_the_slope_of_the_loss(gspo_case(), loss);
+    }
+}
+
+BOOST_AUTO_TEST_CASE(the_gradient_is_the_slope_of_the_loss_of_gspo_with_tis) {
+    Case c = gspo_case();
+    c.options.loss.use_tis = true;
+    for (LossComm const loss : loss_paths) {
+        gradient_is_the_slope_of_the_loss(c, loss);
+    }
 }
 
 BOOST_AUTO_TEST_CASE(the_gradient_is_the_slope_of_the_loss_of_an_untied_head) {
     Case c = grpo_case();
     c.options.loss.entropy_coef = 0.01;
-    gradient_is_the_slope_of_the_loss(c);
+    for (LossComm const loss : loss_paths) {
+        gradient_is_the_slope_of_the_loss(c, loss);
+    }
 }

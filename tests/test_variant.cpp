@@ -108,9 +108,9 @@ BOOST_AUTO_TEST_CASE(ranks_of_a_cp_group_share_samples_and_dp_ranks_do_not) {
         for (std::size_t m = 0; m < batches.size(); ++m) {
             BOOST_TEST(batches[m].samples == plan.schedule[rank / 3][m],
                        boost::test_tools::per_element());
-            BOOST_TEST(batches[m].ring.cp_size == 3);
-            BOOST_TEST(batches[m].ring.cp_rank == rank % 3);
-            for (std::int64_t const index : batches[m].response_index) {
+            BOOST_TEST(batches[m].plan.config.size == 3);
+            BOOST_TEST(batches[m].plan.rank == rank % 3);
+            for (std::int64_t const index : batches[m].own.index) {
                 held[index] += 1;
             }
         }
@@ -128,23 +128,25 @@ BOOST_AUTO_TEST_CASE(capacity_is_the_largest_of_each_kind_over_micro_batches) {
         make_micro_batch(rollout, second, reduction, {.size = 2}, 0)};
     // Rank 0 of 2: 40 tokens are chunks of 10 and 10, of which the last two rows hold one response
     // row; 12 tokens are chunks of 3 and 3, rows 0..2 and 9..10 respond.
-    BOOST_TEST(capacity_of(batches).rows == 20);
-    BOOST_TEST(capacity_of(batches).response_rows == 5);
-    BOOST_TEST(capacity_of({}).rows == 0);
+    BOOST_TEST(capacity_of(batches, heads_of(small_config())).rows == 20);
+    BOOST_TEST(capacity_of(batches, heads_of(small_config())).response_rows == 5);
+    BOOST_TEST(capacity_of({}, heads_of(small_config())).rows == 0);
 }
 
-BOOST_AUTO_TEST_CASE(the_largest_block_is_that_of_any_rank) {
-    // T 5 on CP 4: chunks of 1; ranks 0 to 3 own 1, 1, 1 and 2 rows.
-    Rollout const rollout = make_rollout({{5, 1}});
+BOOST_AUTO_TEST_CASE(the_workspace_is_that_of_the_hungriest_micro_batch) {
+    Rollout const rollout = make_rollout({{5, 1}, {40, 3}});
     Reduction const reduction = make_reduction(rollout, false);
-    std::vector<std::int64_t> const samples{0};
-    for (int rank = 0; rank < 4; ++rank) {
-        std::vector<MicroBatch> const batches{
-            make_micro_batch(rollout, samples, reduction, {.size = 4}, rank)};
-        BOOST_TEST(batches.front().rows() == (rank == 3 ? 2 : 1));
-        BOOST_TEST(max_block_rows(batches) == 2);
+    HeadShape const heads = heads_of(small_config());
+    std::vector<MicroBatch> batches;
+    std::int64_t most = 0;
+    for (std::int64_t const sample : {0, 1}) {
+        std::vector<std::int64_t> const one{sample};
+        batches.push_back(make_micro_batch(rollout, one, reduction, {.size = 4}, 1));
+        most = std::max(most, attention_workspace_floats(batches.back().plan, heads));
     }
-    BOOST_TEST(max_block_rows({}) == 0);
+    BOOST_TEST(most > 0);
+    BOOST_TEST(workspace_of(batches, heads) == most);
+    BOOST_TEST(workspace_of({}, heads) == 0);
 }
 
 BOOST_AUTO_TEST_CASE(forward_flops_are_two_a_weight_and_token_plus_causal_attention) {
