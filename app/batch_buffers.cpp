@@ -10,18 +10,6 @@ Buffer column(Backend& backend, std::int64_t rows) {
 
 }  // namespace
 
-Buffer uploaded(Backend& backend, std::vector<std::int32_t> const& values) {
-    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::i32);
-    backend.upload(buffer, values.data());
-    return buffer;
-}
-
-Buffer uploaded(Backend& backend, std::vector<float> const& values) {
-    Buffer buffer(backend, static_cast<std::int64_t>(values.size()), 1, DType::f32);
-    backend.upload(buffer, values.data());
-    return buffer;
-}
-
 BatchBuffers::BatchBuffers(Backend& backend, MicroBatch const& batch)
     : tokens(uploaded(backend, batch.tokens)),
       positions(uploaded(backend, batch.positions)),

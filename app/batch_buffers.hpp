@@ -24,8 +24,4 @@ struct BatchBuffers {
     ModelInput input() const { return {tokens, positions, response_rows, targets}; }
 };
 
-/// A column of host values in the backend's memory.
-Buffer uploaded(Backend& backend, std::vector<std::int32_t> const& values);
-Buffer uploaded(Backend& backend, std::vector<float> const& values);
-
 }  // namespace cpstep

@@ -10,8 +10,8 @@
 
 namespace cpstep {
 
-/// The loss a fault is looked for with: gspo with OPSM, KL, entropy and whitening, or token-level
-/// grpo with OPSM and TIS.
+/// The loss a fault is looked for with: gspo or token-level grpo, both with OPSM, KL, entropy and
+/// whitening.
 enum class ProbeLoss : std::uint8_t { gspo, grpo };
 
 /// What must be there for a fault to change anything.
@@ -32,8 +32,8 @@ struct FaultSpec {
     Needs needs = Needs::nothing;
 };
 
-/// Every fault but Fault::none, once, in the order of the report; those after which a wire cannot be
-/// used again stand last.
+/// Every fault but Fault::none, once, in the order of the report; those after which a wire cannot
+/// be used again stand last.
 std::span<FaultSpec const> fault_table();
 
 }  // namespace cpstep

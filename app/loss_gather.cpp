@@ -1,6 +1,7 @@
 #include <numeric>
 
 #include "app/loss_path_bodies.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -11,7 +12,7 @@ namespace {
 std::vector<float> shared_weight(MicroBatch const& batch, int ranks) {
     std::vector<float> weight = batch.weight;
     for (float& w : weight) {
-        w /= static_cast<float>(ranks);
+        w /= planted(Fault::replicated_loss_not_divided) ? 1.0F : static_cast<float>(ranks);
     }
     return weight;
 }

@@ -1,4 +1,5 @@
 #include "app/loss_path_bodies.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -61,8 +62,10 @@ class PaddedLoss final : public LossPath {
         backend_.zero(new_);
         backend_.sequence_kl_backward(new_, d_seq_kl_, b.mask_sum, all_mask_, all_sample_);
         backend_.copy(old_, new_);  // as many bytes as its gradient, whose sign nobody reads
-        reduce_each("loss.padded.new.backward", new_);
-        reduce_each("loss.padded.old.backward", old_);
+        if (!planted(Fault::seq_kl_gradient_not_summed)) {
+            reduce_each("loss.padded.new.backward", new_);
+            reduce_each("loss.padded.old.backward", old_);
+        }
         backend_.gather_rows(own_, new_, own_in_all_);
         backend_.add(b.d_log_probs, own_);
     }

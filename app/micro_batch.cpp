@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "app/layout.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -38,15 +39,34 @@ void append_range(MicroBatch& batch, Rollout const& rollout, std::int64_t sample
     for (std::int64_t t = range.begin; t < range.end; ++t) {
         if (t >= response.begin && t < response.end) {
             std::int64_t const place = t - response.begin;
-            batch.response_rows.push_back(static_cast<std::int32_t>(batch.rows()));
-            batch.targets.push_back(rollout.tokens[first_token + t + 1]);
+            std::int64_t const row = planted(Fault::response_row_off_by_one) && t + 1 == range.end
+                                         ? batch.rows() - (range.size() - 1)
+                                     : planted(Fault::response_row_off_by_one) ? batch.rows() + 1
+                                                                               : batch.rows();
+            bool const shift = !planted(Fault::target_shift_dropped) || t + 1 < range.end;
+            batch.response_rows.push_back(static_cast<std::int32_t>(row));
+            batch.targets.push_back(rollout.tokens[first_token + t + (shift ? 1 : 0)]);
             batch.own_in_all.push_back(
                 static_cast<std::int32_t>(batch.response_begin[slot] + place));
             append_response(batch.own, rollout, slot, rollout.response_offsets[sample] + place);
         }
         batch.tokens.push_back(rollout.tokens[first_token + t]);
-        batch.positions.push_back(static_cast<std::int32_t>(t));
+        batch.positions.push_back(
+            static_cast<std::int32_t>(planted(Fault::rope_local_positions) ? batch.rows() - 1 : t));
     }
+}
+
+/// The mask sum of this rank's own rows, which a mean over the response must not divide by.
+double own_mask_sum(Rollout const& rollout, std::int64_t sample, Split split, int cp_rank) {
+    PositionRange const response = response_range(rollout, sample);
+    std::int64_t sum = 0;
+    for (PositionRange const& range : owned_ranges(rollout.total_length(sample), split, cp_rank)) {
+        for (std::int64_t t = std::max(range.begin, response.begin);
+             t < std::min(range.end, response.end); ++t) {
+            sum += rollout.loss_mask[rollout.response_offsets[sample] + t - response.begin];
+        }
+    }
+    return static_cast<double>(std::max<std::int64_t>(sum, 1));
 }
 
 /// Where the response rows of all CP ranks lie in their streams.
@@ -91,10 +111,13 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
     for (std::int64_t const sample : samples) {
         auto const slot = static_cast<std::int32_t>(batch.samples.size());
         lengths.push_back(rollout.total_length(sample));
-        double const mask_sum = clamped_mask_sum(rollout, sample);
+        double const mask_sum = planted(Fault::local_mask_denominator)
+                                    ? own_mask_sum(rollout, sample, split, cp_rank)
+                                    : clamped_mask_sum(rollout, sample);
+        double const factor = planted(Fault::cp_factor_doubled) ? cp.size : 1;
         batch.samples.push_back(sample);
         batch.mask_sum.push_back(static_cast<float>(mask_sum));
-        batch.weight.push_back(static_cast<float>(reduction.weight(mask_sum)));
+        batch.weight.push_back(static_cast<float>(factor * reduction.weight(mask_sum)));
         for (PositionRange const range : owned_ranges(lengths.back(), split, cp_rank)) {
             append_range(batch, rollout, sample, slot, range);
         }
@@ -104,8 +127,10 @@ MicroBatch make_micro_batch(Rollout const& rollout, std::span<std::int64_t const
         }
         batch.response_begin.push_back(batch.all.size());
     }
-    locate_in_streams(batch, lengths, rollout, split);
     batch.plan = make_cp_plan(lengths, cp, cp_rank);
+    if (batch.loss() == LossComm::gather) {
+        locate_in_streams(batch, lengths, rollout, split);
+    }
     return batch;
 }
 

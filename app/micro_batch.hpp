@@ -45,8 +45,8 @@ struct MicroBatch {
     ResponseRows own;                          ///< R rows whose log-probs this rank computes
     ResponseRows all;                          ///< those of all CP ranks
     std::vector<std::int32_t> own_in_all;      ///< R, place of each own row in `all`
-    std::vector<std::int64_t> stream_rows;     ///< S of each CP rank
-    std::vector<std::int32_t> all_in_streams;  ///< row of each of `all` in the joined streams
+    std::vector<std::int64_t> stream_rows;     ///< gather: S of each CP rank
+    std::vector<std::int32_t> all_in_streams;  ///< gather: row of each of `all`, streams joined
     std::vector<std::int64_t> response_begin;  ///< n+1, where each sample's rows begin in `all`
     std::vector<float> mask_sum;               ///< n, max(M_j, 1) over the whole response
     std::vector<float> weight;                 ///< n, Reduction::weight

@@ -28,7 +28,7 @@ Model::Model(Backend& backend, Trace& trace, ModelConfig const& config, ModelCap
     for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
         tapes_.push_back({make(S, h), make(S, h), make(S, 1), make(S, 1), make(S, shape_.heads),
                           make(S, q), make(S, kv), make(S, q), make(S, 2 * F),
-                          make(capacity.kept_floats, 1)});
+                          capacity.kept_floats > 0 ? make(capacity.kept_floats, 1) : Buffer()});
     }
     x_out_ = make(S, h);
     rstd_out_ = make(S, 1);

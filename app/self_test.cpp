@@ -23,8 +23,8 @@ using Seconds = std::chrono::duration<double>;
 struct Outcome {
     std::string name, variant;
     enum class Kind : std::uint8_t { caught, survived, not_planted, green, red } kind;
-    std::string by;       ///< the check, or why not
-    int exit_code = 0;    ///< a run's, if the fault were in it
+    std::string by;     ///< the check, or why not
+    int exit_code = 0;  ///< a run's, if the fault were in it
 };
 
 /// A failed step's exit code and text; the code is pass where the step went through.
@@ -130,8 +130,7 @@ void SelfTest::prepare(ProbeLoss loss) {
     probe.step->prepare(*baseline);
     probe.step->reset();
     probe.base = collected(probe, *baseline, probe.step->run(*baseline));
-    VariantResult const noisy =
-        collected(probe, *baseline, probe.step->run_nudged(*baseline));
+    VariantResult const noisy = collected(probe, *baseline, probe.step->run_nudged(*baseline));
     if (world_.root()) {
         require(probe.base.metrics.grad_norm > 0, ExitCode::inconclusive,
                 "the gradient of the self-test's baseline is zero: no fault could show");
@@ -151,7 +150,8 @@ std::string SelfTest::why_not(FaultSpec const& spec) {
         return "needs 3 ranks or more: with 2 both directions are the same";
     }
     auto const& mask = input_.samples.rollout.loss_mask;
-    if (spec.needs == Needs::masked_tokens && std::find(mask.begin(), mask.end(), 0) == mask.end()) {
+    if (spec.needs == Needs::masked_tokens &&
+        std::find(mask.begin(), mask.end(), 0) == mask.end()) {
         return "every response token of these samples counts";
     }
     if (spec.needs == Needs::rank_without_rows) {
@@ -280,8 +280,8 @@ Outcome SelfTest::outcome_of(FaultSpec const& spec) {
         }
     }
     if (!clean) {
-        outcome.kind = outcome.kind == Outcome::Kind::red ? Outcome::Kind::caught
-                                                          : Outcome::Kind::survived;
+        outcome.kind =
+            outcome.kind == Outcome::Kind::red ? Outcome::Kind::caught : Outcome::Kind::survived;
     }
     return outcome;
 }
@@ -316,7 +316,8 @@ ExitCode SelfTest::run() {
         return outcome.kind == Outcome::Kind::survived || outcome.kind == Outcome::Kind::red;
     });
     ExitCode code = bad ? ExitCode::parity : ExitCode::pass;
-    code = static_cast<ExitCode>(std::stoi(world_.broadcast(std::to_string(static_cast<int>(code)))));
+    code =
+        static_cast<ExitCode>(std::stoi(world_.broadcast(std::to_string(static_cast<int>(code)))));
     if (world_.root()) {
         report(outcomes, code);
     }
@@ -347,11 +348,11 @@ void SelfTest::report(std::vector<Outcome> const& outcomes, ExitCode code) const
     fmt::print("self-test: CP {} on {}\n{:<32} {:<18} {:<12} {:>4}  {}\n", world_.size(),
                input_.about, "planted fault", "variant", "", "exit", "by");
     for (Outcome const& outcome : outcomes) {
-        fmt::print("{:<32} {:<18} {:<12} {:>4}  {}\n", outcome.name, outcome.variant,
-                   name_of(outcome.kind),
-                   outcome.kind == Outcome::Kind::not_planted ? "-"
-                                                              : std::to_string(outcome.exit_code),
-                   outcome.by);
+        fmt::print(
+            "{:<32} {:<18} {:<12} {:>4}  {}\n", outcome.name, outcome.variant,
+            name_of(outcome.kind),
+            outcome.kind == Outcome::Kind::not_planted ? "-" : std::to_string(outcome.exit_code),
+            outcome.by);
     }
     auto const caught = count(Outcome::Kind::caught);
     fmt::print("\nself-test: {} (exit {}): {} of {} planted faults caught, {} not planted, {}\n",
@@ -373,7 +374,9 @@ ExitCode self_test_command(World& world, Options const& options) {
         input.emplace(options.hf_checkpoint.empty() ? built_in_case(options, world.size())
                                                     : users_case(options, world.size()));
     });
-    return SelfTest(world, *input).run();
+    std::optional<SelfTest> test;
+    world.collectively([&] { test.emplace(world, *input); });
+    return test->run();
 }
 
 }  // namespace cpstep

@@ -1,5 +1,8 @@
 #include "app/self_test_case.hpp"
 
+#include <array>
+#include <utility>
+
 #include "app/setup.hpp"
 
 namespace cpstep {
@@ -33,18 +36,31 @@ std::vector<float> lively_weights(ParameterLayout const& layout, std::int64_t se
     return weights;
 }
 
-SampleSet small_samples(std::int64_t vocabulary) {
+SampleSet small_samples(std::int64_t vocabulary, int ranks) {
     // (T, R) by micro-batches of two. Of the second pair only the owner of position T-2 has
     // response rows.
-    static constexpr std::pair<int, int> shapes[] = {
-        {29, 17}, {24, 20}, {70, 1}, {66, 1}, {2, 1},  {40, 39}, {3, 2},
-        {64, 32}, {11, 4},  {33, 16}, {17, 9}, {5, 1}, {12, 7},  {96, 60}};
+    static constexpr std::array<std::pair<int, int>, 14> shapes{{{29, 17},
+                                                                 {24, 20},
+                                                                 {70, 1},
+                                                                 {66, 1},
+                                                                 {2, 1},
+                                                                 {40, 39},
+                                                                 {3, 2},
+                                                                 {64, 32},
+                                                                 {11, 4},
+                                                                 {33, 16},
+                                                                 {17, 9},
+                                                                 {5, 1},
+                                                                 {12, 7},
+                                                                 {96, 60}}};
     SampleSet set;
     Rollout& rollout = set.rollout;
     constexpr std::uint64_t seed = 62;
     std::uint64_t counter = 0;
-    for (auto const& [total, response] : shapes) {
-        auto const j = static_cast<std::int32_t>(set.advantages.size());
+    // The baseline deals them to `ranks` data-parallel ranks.
+    int const samples = (static_cast<int>(shapes.size()) + ranks - 1) / ranks * ranks;
+    for (int j = 0; j < samples; ++j) {
+        auto const [total, response] = shapes[static_cast<std::size_t>(j) % shapes.size()];
         for (int t = 0; t < total; ++t) {
             auto const bits = counter_bits(seed, 1, counter++);
             rollout.tokens.push_back(
@@ -53,8 +69,7 @@ SampleSet small_samples(std::int64_t vocabulary) {
         for (int t = 0; t < response; ++t) {
             bool const masked = response > 2 && counter_bits(seed, 2, counter++) % 7 == 0;
             rollout.loss_mask.push_back(masked ? 0 : 1);
-            auto const guess =
-                -4.1F + 0.3F * static_cast<float>(counter_normal(seed, 3, counter));
+            auto const guess = -4.1F + 0.3F * static_cast<float>(counter_normal(seed, 3, counter));
             rollout.ref_log_probs.push_back(guess);
             rollout.rollout_log_probs.push_back(guess + 0.01F);
             rollout.old_log_probs.push_back(guess + 0.05F);
@@ -72,7 +87,7 @@ SampleSet small_samples(std::int64_t vocabulary) {
 
 SelfTestCase built_in_case(Options const& options, int ranks) {
     ParameterLayout layout(small_model(ranks));
-    SampleSet samples = small_samples(layout.config.vocab_size);
+    SampleSet samples = small_samples(layout.config.vocab_size, ranks);
     SelfTestCase result{.about = fmt::format("a built-in model of {} parameters and {} samples",
                                              layout.size, samples.rollout.samples()),
                         .layout = std::move(layout),

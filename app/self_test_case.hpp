@@ -19,8 +19,8 @@ struct SelfTestCase {
     std::vector<float> policy, reference;  ///< reference may be empty
 };
 
-/// A Qwen2 of two layers whose heads `ranks` divides and 14 seeded samples with masked tokens,
-/// sequences shorter than the chunk grid and responses of one token.
+/// A Qwen2 of two layers whose heads `ranks` divides and 14 seeded samples or more with masked
+/// tokens, sequences shorter than the chunk grid and responses of one token.
 SelfTestCase built_in_case(Options const& options, int ranks);
 
 /// The options' own model and samples. Errors as for a run.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "app/advantages.hpp"
+#include "cuda/fault.hpp"
 
 namespace cpstep {
 
@@ -205,7 +206,9 @@ void TrainStep::set_advantages(Variant& variant) {
                                   static_cast<float>(moments.count)};
         Buffer wire(backend_, 3, 1, DType::f32);
         backend_.upload(wire, sums.data());
-        variant.grid().dp_cp().all_reduce_sum("advantages.whiten", wire);
+        if (!planted(Fault::whitening_over_dp_only)) {
+            variant.grid().dp_cp().all_reduce_sum("advantages.whiten", wire);
+        }
         backend_.download(sums.data(), wire);
         for (auto& values : rows) {
             whiten(values, {sums[0], sums[1], sums[2]});
@@ -249,7 +252,9 @@ PolicyTensors TrainStep::loss_inputs(BatchBuffers const& b) const {
 
 StepMetrics TrainStep::finish(Variant& variant) {
     Span const span = trace_.span(SpanKind::pass, "optimizer");
-    variant.grid().dp_cp().all_reduce_sum("grad", gradients_);
+    if (!planted(Fault::gradient_over_dp_only)) {  // --self-test's DP group is of one rank
+        variant.grid().dp_cp().all_reduce_sum("grad", gradients_);
+    }
     variant.grid().dp_cp().all_reduce_sum("metrics", metrics_);
     std::array<float, metric_count> sums{};
     backend_.download(sums.data(), metrics_);

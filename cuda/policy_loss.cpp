@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "cuda/fault.hpp"
+
 // Rows are few and cheap: all arithmetic is in double, so exp(-d) - 1 + d and the sums lose
 // nothing.
 
@@ -187,13 +189,14 @@ void sequence_kl_partial(Matrix<T> partial, Matrix<T> factor_partial, Matrix<T> 
             "sequence KL: TIS needs rollout log-probs of all {} rows", n);
     std::vector<double> sums(static_cast<std::size_t>(partial.rows));
     std::vector<double> factors(want_factors ? sums.size() : 0);
+    double const sign = planted(Fault::seq_kl_sign_flipped) ? -1.0 : 1.0;
     for (std::int64_t r = 0; r < n; ++r) {
         if (*rows.mask.row(r) == 0) {
             continue;
         }
         std::size_t const j = sample_index(rows.sample, r, partial.rows);
         auto const old = static_cast<double>(*rows.old_log_probs.row(r));
-        sums[j] += old - static_cast<double>(*rows.log_probs.row(r));
+        sums[j] += sign * (old - static_cast<double>(*rows.log_probs.row(r)));
         if (want_factors) {
             double const rollout = tis ? static_cast<double>(*rows.rollout_log_probs.row(r)) : 0.0;
             factors[j] += tis_factor(old, rollout, options).value;
@@ -217,6 +220,7 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
     check_inputs(d_seq_kl, metrics, rows, options);
     std::array<double, metric_count> sums{};
     std::vector<double> d_k(static_cast<std::size_t>(rows.weight.rows));
+    bool const count_masked_entropy = planted(Fault::entropy_of_masked_rows);
     for (std::int64_t r = 0; r < rows.log_probs.rows; ++r) {
         std::size_t const j = sample_index(rows.sample, r, rows.weight.rows);
         double const weight = static_cast<double>(*rows.weight.row(*rows.sample.row(r)));
@@ -226,6 +230,10 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
         *d_log_probs.row(r) = T(0);
         *d_entropy.row(r) = T(0);
         if (*rows.mask.row(r) == 0) {
+            if (count_masked_entropy) {
+                sums[metric_entropy_loss] += weight * static_cast<double>(*rows.entropy.row(r));
+                *d_entropy.row(r) = static_cast<T>(-options.entropy_coef * weight);
+            }
             continue;
         }
         Token const token = token_at(rows, r, advantage, seq_kl, options);
