@@ -25,8 +25,8 @@ std::vector<PositionRange> owned_ranges(std::int64_t length, Split split, int ho
     if (planted(Fault::zigzag_chunk_of_another_rank) && holder == 0 && split.holders() > 1) {
         holder = 1;
     }
-    std::int64_t const last = 2 * std::int64_t{split.holders()} -
-                              (planted(Fault::zigzag_partner_off_by_one) ? 2 : 1);
+    std::int64_t const last =
+        2 * std::int64_t{split.holders()} - (planted(Fault::zigzag_partner_off_by_one) ? 2 : 1);
     return {chunk(holder), chunk(last - holder)};
 }
 

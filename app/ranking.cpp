@@ -9,6 +9,9 @@ namespace cpstep {
 
 namespace {
 
+constexpr std::uint64_t bootstrap_seed = 1062;
+constexpr std::int64_t least_blocks = 3;  // fewer have no interval
+
 VariantTiming const* timing_of(Report const& report, std::string const& name) {
     auto const found =
         std::find_if(report.timing.variants.begin(), report.timing.variants.end(),
@@ -39,9 +42,8 @@ VariantCost cost_of(Report const& report, VariantResult const& result) {
 /// Places from 1 in rising order of `key`.
 template <class Key>
 void place(std::vector<VariantCost>& costs, int VariantCost::* where, Key const& key) {
-    std::stable_sort(costs.begin(), costs.end(), [&](VariantCost const& a, VariantCost const& b) {
-        return key(a) < key(b);
-    });
+    std::stable_sort(costs.begin(), costs.end(),
+                     [&](VariantCost const& a, VariantCost const& b) { return key(a) < key(b); });
     for (std::size_t i = 0; i < costs.size(); ++i) {
         costs[i].*where = static_cast<int>(i) + 1;
     }
@@ -52,7 +54,7 @@ std::string_view trainer_of(LossComm loss) {
 }
 
 LossSaving saving_of(Report const& report, VariantPlan const& before, VariantPlan const& after,
-                     std::vector<VariantCost> const& costs, std::uint64_t seed) {
+                     std::vector<VariantCost> const& costs) {
     auto const cost = [&](std::string const& name) {
         return *std::find_if(costs.begin(), costs.end(),
                              [&](VariantCost const& c) { return c.name == name; });
@@ -73,28 +75,50 @@ LossSaving saving_of(Report const& report, VariantPlan const& before, VariantPla
         saving.old_seconds = old_timing->loss_comm;
         saving.new_seconds = new_timing->loss_comm;
         saving.old_share = old_timing->loss_comm / old_timing->median;
-        saving.ratio = paired_ratio(report.timing.steps, after.name, before.name, seed);
+        saving.ratio = paired_ratio(report.timing.steps, after.name, before.name, bootstrap_seed);
     }
     return saving;
 }
 
+std::string step_words(RatioEstimate const& ratio) {
+    if (ratio.blocks < least_blocks) {
+        return "too few blocks to tell";
+    }
+    if (ratio.high < 1) {
+        return fmt::format("it saves {:.1f} % of the step", (1 - ratio.ratio) * 100);
+    }
+    return ratio.low > 1 ? fmt::format("it costs {:.1f} % of the step", (ratio.ratio - 1) * 100)
+                         : std::string("no difference that these blocks can show");
+}
+
 std::string saving_text(LossSaving const& s) {
     std::string out = fmt::format(
-        "{} is the old path of {}: {:g} loss calls, {} a rank and step; {}: {:g} calls, {}\n",
-        s.old_name, s.trainer, s.old_calls, human_bytes(static_cast<std::int64_t>(s.old_bytes)),
+        "old path of {}: {}\n"
+        "  loss: {:g} calls and {} a rank and step; {}: {:g} calls and {}\n",
+        s.trainer, s.old_name, s.old_calls, human_bytes(static_cast<std::int64_t>(s.old_bytes)),
         s.new_name, s.new_calls, human_bytes(static_cast<std::int64_t>(s.new_bytes)));
     if (s.ratio.blocks > 0) {
-        fmt::format_to(
-            std::back_inserter(out),
-            "  time in loss calls {:.2f} ms, {:.1f} % of its step, against {:.2f} ms (waiting for "
-            "slower ranks included); step {:.3f} of the old ({:.3f} .. {:.3f}): {}\n",
-            s.old_seconds * 1e3, s.old_share * 100, s.new_seconds * 1e3, s.ratio.ratio,
-            s.ratio.low, s.ratio.high,
-            s.ratio.high < 1   ? fmt::format("saves {:.1f} % of the step", (1 - s.ratio.ratio) * 100)
-            : s.ratio.low > 1 ? fmt::format("costs {:.1f} % more", (s.ratio.ratio - 1) * 100)
-                               : std::string("no saving that these blocks can show"));
+        fmt::format_to(std::back_inserter(out),
+                       "  in loss calls {:.2f} ms, {:.1f} % of the step, against {:.2f} ms, waits "
+                       "included\n"
+                       "  step with {} / step with {}: {:.3f} ({:.3f} .. {:.3f}), {}\n",
+                       s.old_seconds * 1e3, s.old_share * 100, s.new_seconds * 1e3, s.new_name,
+                       s.old_name, s.ratio.ratio, s.ratio.low, s.ratio.high, step_words(s.ratio));
     }
     return out;
+}
+
+/// The plan that differs from `plan` in nothing but the scalar loss path; nullptr if there is none.
+VariantPlan const* with_scalar_loss(Report const& report, VariantPlan const& plan) {
+    CpConfig wanted = plan.cp;
+    wanted.loss = LossComm::scalar;
+    auto const found = std::find_if(report.plans.begin(), report.plans.end(),
+                                    [&](VariantPlan const& p) { return p.cp == wanted; });
+    return found == report.plans.end() ? nullptr : &*found;
+}
+
+bool on_old_path(VariantPlan const& plan) {
+    return plan.cp.loss != LossComm::scalar && plan.cp.size > 1;
 }
 
 }  // namespace
@@ -111,26 +135,19 @@ std::vector<VariantCost> rank_variants(Report const& report) {
     return costs;
 }
 
-std::vector<LossSaving> loss_savings(Report const& report, std::uint64_t seed) {
+std::vector<LossSaving> loss_savings(Report const& report) {
     std::vector<VariantCost> const costs = rank_variants(report);
     std::vector<LossSaving> savings;
-    for (VariantPlan const& before : report.plans) {
-        if (before.cp.loss == LossComm::scalar || before.cp.size == 1) {
-            continue;
-        }
-        CpConfig wanted = before.cp;
-        wanted.loss = LossComm::scalar;
-        auto const after =
-            std::find_if(report.plans.begin(), report.plans.end(),
-                         [&](VariantPlan const& plan) { return plan.cp == wanted; });
-        if (after != report.plans.end()) {
-            savings.push_back(saving_of(report, before, *after, costs, seed));
+    for (VariantPlan const& plan : report.plans) {
+        VariantPlan const* const scalar = with_scalar_loss(report, plan);
+        if (on_old_path(plan) && scalar != nullptr) {
+            savings.push_back(saving_of(report, plan, *scalar, costs));
         }
     }
     return savings;
 }
 
-std::string ranking_text(Report const& report, std::uint64_t seed) {
+std::string ranking_text(Report const& report) {
     if (report.results.size() < 2) {
         return "";
     }
@@ -146,14 +163,22 @@ std::string ranking_text(Report const& report, std::uint64_t seed) {
                    width, "step ms", "by time", "bytes a rank", "by bytes", "calls", "loss bytes",
                    "loss calls");
     for (VariantCost const& c : costs) {
-        fmt::format_to(to, "{:<{}}  {:>10}  {:>7}  {:>12}  {:>8}  {:>8g}  {:>10}  {:>10g}\n", c.name,
-                       width, timed ? fmt::format("{:.2f}", c.step_seconds * 1e3) : "-",
+        fmt::format_to(to, "{:<{}}  {:>10}  {:>7}  {:>12}  {:>8}  {:>8g}  {:>10}  {:>10g}\n",
+                       c.name, width, timed ? fmt::format("{:.2f}", c.step_seconds * 1e3) : "-",
                        timed ? std::to_string(c.by_time) : "-",
                        human_bytes(static_cast<std::int64_t>(c.wire_bytes)), c.by_bytes, c.calls,
                        human_bytes(static_cast<std::int64_t>(c.loss_bytes)), c.loss_calls);
     }
-    for (LossSaving const& saving : loss_savings(report, seed)) {
+    for (LossSaving const& saving : loss_savings(report)) {
         out += saving_text(saving);
+    }
+    for (VariantPlan const& plan : report.plans) {
+        if (on_old_path(plan) && with_scalar_loss(report, plan) == nullptr) {
+            fmt::format_to(to,
+                           "old path of {}: {}; add the same variant with --cp-loss-comm scalar to "
+                           "see what that saves\n",
+                           trainer_of(plan.cp.loss), plan.name);
+        }
     }
     return out;
 }

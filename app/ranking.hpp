@@ -28,13 +28,14 @@ struct LossSaving {
     std::string trainer;                  ///< whose path it was
     double old_calls = 0, new_calls = 0;  ///< of the loss, a step and rank
     double old_bytes = 0, new_bytes = 0;
-    double old_seconds = 0, new_seconds = 0;  ///< in loss calls, slowest rank, median; waits included
-    double old_share = 0;                     ///< old_seconds of the old step
-    RatioEstimate ratio;                      ///< step time new / old, paired blocks; 0 blocks: untimed
+    double old_seconds = 0,
+           new_seconds = 0;  ///< in loss calls, slowest rank, median; waits included
+    double old_share = 0;    ///< old_seconds of the old step
+    RatioEstimate ratio;     ///< step time new / old, paired blocks; 0 blocks: untimed
 };
-std::vector<LossSaving> loss_savings(Report const& report, std::uint64_t seed);
+std::vector<LossSaving> loss_savings(Report const& report);
 
 /// For a terminal; empty when there is only one variant.
-std::string ranking_text(Report const& report, std::uint64_t seed);
+std::string ranking_text(Report const& report);
 
 }  // namespace cpstep

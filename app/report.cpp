@@ -5,6 +5,8 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "app/ranking.hpp"
+
 namespace cpstep {
 
 namespace {
@@ -61,8 +63,39 @@ std::vector<CheckRow> check_rows(std::vector<Check> const& checks, std::string c
     return rows;
 }
 
+/// Above this many variants one that passes takes a line, not a table.
+constexpr std::size_t full_tables = 3;
+
+void parity_line(std::string& out, Report const& report, VariantResult const& result) {
+    Check const* closest = nullptr;
+    double share = -1;
+    int count = 0;
+    for (Check const& check : report.checks) {
+        if (check.variant == result.name) {
+            ++count;
+            if (check.bound > 0 && check.measured / check.bound > share) {
+                share = check.measured / check.bound;
+                closest = &check;
+            }
+        }
+    }
+    fmt::format_to(std::back_inserter(out), "{}: {} checks pass", result.name, count);
+    if (closest != nullptr) {
+        fmt::format_to(std::back_inserter(out), "; closest to its bound, at {:.2g} of it: {}",
+                       share, closest->name);
+    }
+    out += "\n";
+}
+
 void parity_table(std::string& out, Report const& report, VariantResult const& result) {
     bool const baseline = &result == &report.results.front();
+    bool const passes =
+        std::all_of(report.checks.begin(), report.checks.end(),
+                    [&](Check const& check) { return check.pass || check.variant != result.name; });
+    if (passes && report.results.size() > full_tables) {
+        parity_line(out, report, result);
+        return;
+    }
     fmt::format_to(std::back_inserter(out), "\n{}\n",
                    baseline ? result.name + " alone"
                             : result.name + " against " + report.results.front().name);
@@ -80,13 +113,22 @@ void parity_table(std::string& out, Report const& report, VariantResult const& r
     }
 }
 
+/// Columns that the longest variant name takes, at least `least`.
+std::size_t name_width(Report const& report, std::size_t least) {
+    for (VariantPlan const& plan : report.plans) {
+        least = std::max(least, plan.name.size());
+    }
+    return least;
+}
+
 void timing_table(std::string& out, Report const& report) {
     if (report.timing.variants.empty()) {
         out += "\ntiming: off (--blocks 0)\n";
         return;
     }
+    std::size_t const width = name_width(report, 8);
     fmt::format_to(std::back_inserter(out),
-                   "\n{:<8} {:>6} {:>11} {:>9} {:>11} {:>11} {:>12}  {:<22} {}\n", "timing",
+                   "\n{:<{}} {:>5} {:>10} {:>8} {:>10} {:>10} {:>12}  {:<22} {}\n", "timing", width,
                    "steps", "median ms", "MAD", "min", "max", "exposed comm", "ratio (95 % CI)",
                    "gate");
     for (std::size_t i = 0; i < report.timing.variants.size(); ++i) {
@@ -95,21 +137,35 @@ void timing_table(std::string& out, Report const& report) {
                                          : fmt::format("{:.3f} ({:.3f} .. {:.3f})", t.ratio.ratio,
                                                        t.ratio.low, t.ratio.high);
         fmt::format_to(std::back_inserter(out),
-                       "{:<8} {:>6} {:>11.2f} {:>9.2f} {:>11.2f} {:>11.2f} {:>12.2f}  {:<22} {}\n",
-                       t.name, t.steps, t.median * 1e3, t.mad * 1e3, t.low * 1e3, t.high * 1e3,
-                       t.exposed_comm * 1e3, ratio, gate_name(report.gates[i]));
+                       "{:<{}} {:>5} {:>10.2f} {:>8.2f} {:>10.2f} {:>10.2f} {:>12.2f}  {:<22} {}\n",
+                       t.name, width, t.steps, t.median * 1e3, t.mad * 1e3, t.low * 1e3,
+                       t.high * 1e3, t.exposed_comm * 1e3, ratio, gate_name(report.gates[i]));
     }
 }
 
-void ledger_table(std::string& out, VariantResult const& result) {
+constexpr char const* ledger_row = "{:<{}} {:<24} {:<14} {:>6} {:>11} {:>6} {:>12}\n";
+
+void ledger_table(std::string& out, VariantResult const& result, std::size_t width) {
     for (auto const& [label, entry] : result.ledger) {
         auto const budget = result.budget.find(label);
         bool const known = budget != result.budget.end();
-        fmt::format_to(std::back_inserter(out), "  {:<6} {:<19} {:<11} {:>7} {:>14} {:>8} {:>14}\n",
-                       result.name, label, entry.op, entry.calls, entry.bytes,
+        fmt::format_to(std::back_inserter(out), ledger_row, result.name, width, label, entry.op,
+                       entry.calls, entry.bytes,
                        known ? std::to_string(budget->second.calls) : "none",
                        known ? std::to_string(budget->second.bytes) : "none");
     }
+}
+
+/// " (a2a+p2p 2x4, zigzag, scalar)", "" for CP 1.
+std::string how(VariantPlan const& plan) {
+    if (plan.cp.size == 1) {
+        return "";
+    }
+    std::string const factors = plan.cp.method == CpMethod::a2a_p2p
+                                    ? fmt::format(" {}x{}", plan.cp.a2a, plan.cp.size / plan.cp.a2a)
+                                    : "";
+    return fmt::format(" ({}{}, {}, {})", name_of(plan.cp.method), factors, name_of(plan.cp.layout),
+                       name_of(plan.cp.loss));
 }
 
 json number(double value) {
@@ -142,6 +198,7 @@ json timing_json(VariantTiming const& timing, GateResult gate) {
             {"min_s", number(timing.low)},
             {"max_s", number(timing.high)},
             {"exposed_comm_s", number(timing.exposed_comm)},
+            {"loss_comm_s", number(timing.loss_comm)},
             {"rank0_phases_s", phases},
             {"ratio", number(timing.ratio.ratio)},
             {"ratio_low", number(timing.ratio.low)},
@@ -155,6 +212,10 @@ json variant_json(Report const& report, std::size_t index) {
     json out{{"name", plan.name},
              {"dp", plan.grid.dp()},
              {"cp", plan.grid.cp},
+             {"cp_comm_type", name_of(plan.cp.method)},
+             {"cp_layout", name_of(plan.cp.layout)},
+             {"cp_loss_comm", name_of(plan.cp.loss)},
+             {"a2a", plan.cp.a2a},
              {"micro_batches", plan.schedule.front().size()}};
     if (index < report.results.size()) {
         for (auto const& [name, value] : report.results[index].metrics.named()) {
@@ -165,6 +226,43 @@ json variant_json(Report const& report, std::size_t index) {
     }
     if (index < report.timing.variants.size()) {
         out["timing"] = timing_json(report.timing.variants[index], report.gates[index]);
+    }
+    return out;
+}
+
+json ranking_json(Report const& report) {
+    json out = json::array();
+    for (VariantCost const& cost : rank_variants(report)) {
+        out.push_back({{"variant", cost.name},
+                       {"by_time", cost.by_time > 0 ? json(cost.by_time) : json(nullptr)},
+                       {"by_bytes", cost.by_bytes},
+                       {"step_s", cost.by_time > 0 ? number(cost.step_seconds) : json(nullptr)},
+                       {"wire_bytes_a_rank", cost.wire_bytes},
+                       {"calls_a_rank", cost.calls},
+                       {"loss_bytes_a_rank", cost.loss_bytes},
+                       {"loss_calls_a_rank", cost.loss_calls}});
+    }
+    return out;
+}
+
+json savings_json(Report const& report) {
+    json out = json::array();
+    for (LossSaving const& saving : loss_savings(report)) {
+        bool const timed = saving.ratio.blocks > 0;
+        auto const when_timed = [&](double value) { return timed ? number(value) : json(nullptr); };
+        out.push_back({{"old", saving.old_name},
+                       {"new", saving.new_name},
+                       {"trainer", saving.trainer},
+                       {"old_loss_calls_a_rank", saving.old_calls},
+                       {"new_loss_calls_a_rank", saving.new_calls},
+                       {"old_loss_bytes_a_rank", saving.old_bytes},
+                       {"new_loss_bytes_a_rank", saving.new_bytes},
+                       {"old_loss_comm_s", when_timed(saving.old_seconds)},
+                       {"new_loss_comm_s", when_timed(saving.new_seconds)},
+                       {"old_loss_share_of_step", when_timed(saving.old_share)},
+                       {"step_ratio_new_to_old", when_timed(saving.ratio.ratio)},
+                       {"step_ratio_low", when_timed(saving.ratio.low)},
+                       {"step_ratio_high", when_timed(saving.ratio.high)}});
     }
     return out;
 }
@@ -182,19 +280,25 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
         VariantPlan const& plan = report.plans[i];
         fmt::format_to(
             std::back_inserter(out),
-            "{}: DP {} x CP {}, {} micro-batches a rank, loss {:.7g}, grad_norm {:.7g}\n",
-            plan.name, plan.grid.dp(), plan.grid.cp, plan.schedule.front().size(), m.loss,
-            m.grad_norm);
+            "{}: DP {} x CP {}{}, {} micro-batches a rank, loss {:.7g}, grad_norm {:.7g}\n",
+            plan.name, plan.grid.dp(), plan.grid.cp, how(plan), plan.schedule.front().size(),
+            m.loss, m.grad_norm);
+    }
+    if (report.results.size() > full_tables) {
+        out += "\n";
     }
     for (VariantResult const& result : report.results) {
         parity_table(out, report, result);
     }
-    fmt::format_to(std::back_inserter(out), "\n  {:<6} {:<19} {:<11} {:>7} {:>14} {:>8} {:>14}\n",
-                   "ledger", "label", "operation", "calls", "bytes", "budget", "budget bytes");
+    std::size_t const width = name_width(report, 6);
+    out += "\n";
+    fmt::format_to(std::back_inserter(out), ledger_row, "ledger", width, "label", "operation",
+                   "calls", "bytes", "budget", "budget bytes");
     for (VariantResult const& result : report.results) {
-        ledger_table(out, result);
+        ledger_table(out, result, width);
     }
     timing_table(out, report);
+    out += ranking_text(report);
     for (std::string const& note : report.notes) {
         fmt::format_to(std::back_inserter(out), "note: {}\n", note);
     }
@@ -243,6 +347,8 @@ std::string report_json(Report const& report, RunFacts const& facts, Options con
                                  {"where", check.where},
                                  {"pass", check.pass}});
     }
+    out["ranking"] = ranking_json(report);
+    out["loss_savings"] = savings_json(report);
     for (auto const& [name, value] : options.resolved) {
         out["config"][name] = value.value;
     }

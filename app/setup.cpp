@@ -77,7 +77,8 @@ std::int64_t Setup::disk_bytes() const {
         micro_batches = std::max<std::int64_t>(micro_batches, plan.schedule.front().size());
         ring_steps = std::max<std::int64_t>(ring_steps, plan.grid.cp);
     }
-    std::int64_t const layer_spans = 4 + 3 * ring_steps;
+    std::int64_t const layer_spans = 12 + 3 * ring_steps;
+    std::int64_t const loss_spans = 8 * samples.rollout.samples();  // padded: four calls a sample
     std::int64_t const events = std::int64_t{plans.front().grid.world} * total_steps() *
                                 (micro_batches * (shape.forward_passes() + 2) *
                                      layout.config.num_hidden_layers * layer_spans +

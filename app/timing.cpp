@@ -129,8 +129,8 @@ RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const
     std::vector<double> log_ratios;
     log_ratios.reserve(static_cast<std::size_t>(blocks));
     for (int block = 0; block < blocks; ++block) {
-        log_ratios.push_back(std::log(mean_of_block(steps, name, block) /
-                                      mean_of_block(steps, reference, block)));
+        log_ratios.push_back(
+            std::log(mean_of_block(steps, name, block) / mean_of_block(steps, reference, block)));
     }
     return bootstrap_ratio(log_ratios, seed);
 }

@@ -55,8 +55,8 @@ TimingResult run_timing(World& world, Trace& trace, Options const& options, Trai
 StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& variant, int block,
                     StepMetrics* metrics = nullptr);
 
-/// Step time of `name` over that of `reference`: from the log ratios of their blocks. Both must have
-/// timed steps.
+/// Step time of `name` over that of `reference`: from the log ratios of their blocks. Both must
+/// have timed steps.
 RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const& name,
                            std::string const& reference, std::uint64_t seed);
 
