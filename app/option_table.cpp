@@ -199,7 +199,6 @@ std::vector<OptionSpec> measurement_options() {
         real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
         integer("threads", "a rank, 0: cores / ranks", {.high = 4096}, &Options::threads),
         real("comm-timeout", "seconds", {.high = 86400, .low_open = true}, &Options::comm_timeout),
-        flag("self-test", "plant known CP bugs", &Options::self_test),
     };
 }
 
@@ -210,6 +209,7 @@ std::vector<OptionSpec> output_options() {
         list("save", "of gradients,weights", "", apply_save),
         flag("quiet", "only the verdict", &Options::quiet),
         flag("dry-run", "print settings and plan, then stop", &Options::dry_run),
+        flag("self-test", "plant known CP bugs", &Options::self_test),
     };
 }
 

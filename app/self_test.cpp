@@ -243,7 +243,8 @@ Outcome SelfTest::outcome_of(FaultSpec const& spec) {
     bool const clean = spec.fault == Fault::none;
     std::string const obstacle = why_not(spec);
     Outcome outcome{.name = std::string(spec.name),
-                    .variant = fmt::format("{} {}", name_of(spec.method), name_of(spec.loss)),
+                    .variant = fmt::format("{} {} {}", name_of(spec.method), name_of(spec.loss),
+                                           spec.probe == ProbeLoss::gspo ? "gspo" : "grpo"),
                     .kind = Outcome::Kind::not_planted,
                     .by = obstacle};
     if (!obstacle.empty()) {
@@ -345,11 +346,11 @@ void SelfTest::report(std::vector<Outcome> const& outcomes, ExitCode code) const
         return std::count_if(outcomes.begin(), outcomes.end(),
                              [&](Outcome const& outcome) { return outcome.kind == kind; });
     };
-    fmt::print("self-test: CP {} on {}\n{:<32} {:<18} {:<12} {:>4}  {}\n", world_.size(),
+    fmt::print("self-test: CP {} on {}\n{:<32} {:<22} {:<11} {:>4}  {}\n", world_.size(),
                input_.about, "planted fault", "variant", "", "exit", "by");
     for (Outcome const& outcome : outcomes) {
         fmt::print(
-            "{:<32} {:<18} {:<12} {:>4}  {}\n", outcome.name, outcome.variant,
+            "{:<32} {:<22} {:<11} {:>4}  {}\n", outcome.name, outcome.variant,
             name_of(outcome.kind),
             outcome.kind == Outcome::Kind::not_planted ? "-" : std::to_string(outcome.exit_code),
             outcome.by);

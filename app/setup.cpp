@@ -82,7 +82,7 @@ std::int64_t Setup::disk_bytes() const {
     std::int64_t const events = std::int64_t{plans.front().grid.world} * total_steps() *
                                 (micro_batches * (shape.forward_passes() + 2) *
                                      layout.config.num_hidden_layers * layer_spans +
-                                 32);
+                                 loss_spans + 32);
     return estimate_run_bytes(options, layout.size, static_cast<int>(plans.size()),
                               samples.rollout.response_tokens(), events);
 }

@@ -44,7 +44,8 @@ def test_the_smoke_run_passes_and_its_table_agrees_with_the_summary(program):
         expect(f"note: {note}" in result.out, note)
     expect([(v["name"], v["dp"], v["cp"]) for v in summary["variants"]] == [("cp1", 2, 1), ("cp2", 1, 2)], "variants")
     for v in summary["variants"]:
-        line = (f"{v['name']}: DP {v['dp']} x CP {v['cp']}, {v['micro_batches']} micro-batches a rank, "
+        how = "" if v["cp"] == 1 else f" ({v['cp_comm_type']}, {v['cp_layout']}, {v['cp_loss_comm']})"
+        line = (f"{v['name']}: DP {v['dp']} x CP {v['cp']}{how}, {v['micro_batches']} micro-batches a rank, "
                 f"loss {v['metrics']['loss']:.7g}, grad_norm {v['metrics']['grad_norm']:.7g}")
         expect(line in result.out, f"{line} is not in the table")
 
@@ -86,7 +87,7 @@ def test_the_timing_table_agrees_with_the_summary(program):
 
 def test_the_ledger_table_agrees_with_the_summary_and_the_budget(program):
     _, result, summary = smoke_run(program)
-    rows = [row.split() for row in section(result.out, "  ledger label ")]
+    rows = [row.split() for row in section(result.out, "ledger label ")]
     expected = []
     for v in summary["variants"]:
         expect(v["ledger_faults"] == [], v["ledger_faults"])
@@ -96,6 +97,36 @@ def test_the_ledger_table_agrees_with_the_summary_and_the_budget(program):
             expect((e["calls"], e["bytes"]) == (e["budget_calls"], e["budget_bytes"]), label)
     expect(sorted(rows) == sorted(expected), f"{rows}\n{expected}")
     expect({"cp.kv", "cp.kv.backward", "cp.dkv", "grad"} <= set(summary["variants"][1]["ledger"]), "ring labels")
+
+
+def test_the_default_smoke_run_holds_the_old_loss_path_against_the_scalar_one(program):
+    output = program.path()
+    result = program.run("--config", "inputs/smoke.ini", "--output", output, "--quiet")
+    expect_code(result, 0)
+    expect(result.seconds < 180, f"took {result.seconds:.0f} s")
+    summary = summary_of(output)
+    names = [v["name"] for v in summary["variants"]]
+    expect(names == ["cp1", "cp2-gather", "cp2-scalar"], names)
+    for key in ("by_time", "by_bytes"):
+        expect(sorted(r[key] for r in summary["ranking"]) == [1, 2, 3], summary["ranking"])
+    (saving,) = summary["loss_savings"]
+    expect((saving["old"], saving["new"]) == ("cp2-gather", "cp2-scalar"), saving)
+    expect("FSDP" in saving["trainer"] and f"old path of {saving['trainer']}: cp2-gather" in result.out, saving)
+    # Two micro-batches: a gather in each of three passes and its backward against one sum of scalars.
+    expect((saving["old_loss_calls_a_rank"], saving["new_loss_calls_a_rank"]) == (8, 2), saving)
+    expect(saving["old_loss_bytes_a_rank"] > 100 * saving["new_loss_bytes_a_rank"], saving)
+    expect(saving["step_ratio_low"] <= saving["step_ratio_new_to_old"] <= saving["step_ratio_high"], saving)
+
+
+def test_many_variants_take_a_line_each(program):
+    output = program.path()
+    result = program.run(*smoke(output, "--cp-loss-comm", "gather,padded,scalar", "--cp-layout", "zigzag,contiguous"))
+    expect_code(result, 0)
+    variants = summary_of(output)["variants"]
+    expect(len(variants) == 7, len(variants))
+    for v in variants:
+        expect(f"\n{v['name']}: " in result.out and " checks pass" in result.out, v["name"])
+    expect("against cp1" not in result.out, "no table of a variant that passes")
 
 
 def test_progress_is_a_line_a_step_and_none_when_quiet(program):
@@ -206,7 +237,7 @@ def test_a_dry_run_shows_named_variants_and_plans_for_their_size(program):
                                 "half:context-parallel-size=2", "--dry-run"), ranks=0)
     expect_code(result, 0)
     for pattern in (r"(?m)^variant +ring:context-parallel-size=4,cp-comm-type=p2p;half:context-parallel-size=2 +command",
-                    r"(?m)^cp-comm-type +p2p +default$", r"(?m)^cp-loss-comm +scalar +default$",
+                    r"(?m)^cp-comm-type +p2p +default$", r"(?m)^cp-loss-comm +scalar +command line$",
                     r"(?m)^cp-layout +zigzag +default$", r"(?m)^hierarchical-context-parallel-sizes +- +default$",
                     r"cp1: 4 ranks as DP 4 x CP 1", r"ring: 4 ranks as DP 1 x CP 4", r"half: 4 ranks as DP 2 x CP 2"):
         expect(re.search(pattern, result.out), f"{pattern} is not in\n{result.out}")

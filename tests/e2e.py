@@ -100,8 +100,9 @@ class Program:
 
 
 def smoke(output, *more):
-    """Arguments of the smoke run without timing."""
+    """Arguments of the smoke run with one CP variant, cp2, without timing."""
     return ["--config", "inputs/smoke.ini", "--output", output, "--quiet",
+            *(() if "--cp-loss-comm" in more else ("--cp-loss-comm", "scalar")),
             *(() if "--blocks" in more else ("--blocks", "0")), *more]
 
 
@@ -126,11 +127,12 @@ def summary_of(output):
 
 
 def smoke_run(program):
-    """The timed smoke run that many tests read: output folder, result, summary."""
+    """The timed smoke run, with one CP variant, that many tests read: output folder, result, summary."""
     done = program.smoke
     if not done:
         output = program.path("smoke")
-        result = program.run("--config", "inputs/smoke.ini", "--output", output, "--blocks", "3")
+        result = program.run("--config", "inputs/smoke.ini", "--cp-loss-comm", "scalar", "--output", output,
+                             "--blocks", "3")
         expect_code(result, 0)
         done.update(output=output, result=result, summary=summary_of(output))
     return done["output"], done["result"], done["summary"]

@@ -44,7 +44,7 @@ def test_run_h5_has_the_documented_names_sizes_and_units(program):
         expect(run["clock"].attrs["epoch_unix_ns"] > 1.6e18, "clock")
         expect(len(run["topology/host"]) == len(run["topology/local_rank"]) == 2, "topology")
         expect(run["config"].attrs["eps-clip"] == b"0.01", "config")
-        expect(run["config/origin"].attrs["eps-clip"] == b"inputs/smoke.ini:16", "origin")
+        expect(run["config/origin"].attrs["eps-clip"] == b"inputs/smoke.ini:17", "origin")
 
 
 def test_gradients_and_weights_are_saved_when_asked_for(program):
