@@ -66,6 +66,8 @@ class SelfTest {
     ModelCapacity capacity_;
     Probe probes_[2];
     Seconds clean_step_{0};  ///< slowest step without a fault
+    std::vector<void const*>
+        left_behind_;  ///< never freed: late messages may still be written there
     std::chrono::milliseconds deadline_;
 };
 
@@ -131,9 +133,11 @@ void SelfTest::prepare(ProbeLoss loss) {
     probe.step->reset();
     probe.base = collected(probe, *baseline, probe.step->run(*baseline));
     VariantResult const noisy = collected(probe, *baseline, probe.step->run_nudged(*baseline));
-    if (world_.root()) {
+    world_.collectively([&] {
         require(probe.base.metrics.grad_norm > 0, ExitCode::inconclusive,
                 "the gradient of the self-test's baseline is zero: no fault could show");
+    });
+    if (world_.root()) {
         probe.noise = compare_results(probe.base, noisy, input_.layout, input_.samples.rollout,
                                       probe.options.adamw, probe.options.clip_grad);
     }
@@ -264,9 +268,8 @@ Outcome SelfTest::outcome_of(FaultSpec const& spec) {
         failure = run_step(probe, *faulty, metrics);
     }
     if (failure.code != ExitCode::pass) {
-        // Messages may still be on their way into these buffers: they are left where they are.
-        (void)faulty.release();
-        (void)probe.step.release();
+        left_behind_.push_back(faulty.release());
+        left_behind_.push_back(probe.step.release());
         probe.step = new_step(probe);
         outcome.kind = Outcome::Kind::red;
         outcome.by = failure.text;
