@@ -18,8 +18,9 @@ enum class ProbeLoss : std::uint8_t { gspo, grpo };
 enum class Needs : std::uint8_t {
     nothing,
     three_ranks,
-    masked_tokens,     ///< response tokens that do not count
-    rank_without_rows  ///< a micro-batch of which some rank has no response row
+    masked_tokens,      ///< response tokens that do not count
+    split_response,     ///< a sample whose counting response rows lie on two ranks or more
+    rank_without_rows,  ///< a micro-batch of which some rank has no response row
 };
 
 struct FaultSpec {

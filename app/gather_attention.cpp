@@ -1,6 +1,5 @@
 #include "app/gather_attention.hpp"
 
-#include <algorithm>
 #include <numeric>
 
 #include "app/carver.hpp"
@@ -12,6 +11,25 @@ namespace {
 
 std::int64_t width_of(HeadShape shape) {
     return 2 * shape.kv_heads * shape.head_dim;
+}
+
+/// JoinPlan::ordered as if the blocks stood in falling rank order.
+std::vector<std::int32_t> as_in_reverse_order(JoinPlan const& join) {
+    std::vector<std::int32_t> shifted(join.ordered.size());  // by row in rising rank order
+    std::int64_t first = 0;
+    std::int64_t from_end = join.all_rows();
+    for (std::int64_t const rows : join.rows) {
+        from_end -= rows;
+        std::iota(shifted.begin() + first, shifted.begin() + first + rows,
+                  static_cast<std::int32_t>(from_end));
+        first += rows;
+    }
+    std::vector<std::int32_t> stale;
+    stale.reserve(shifted.size());
+    for (std::int32_t const row : join.ordered) {
+        stale.push_back(shifted[static_cast<std::size_t>(row)]);
+    }
+    return stale;
 }
 
 }  // namespace
@@ -33,11 +51,9 @@ GatherAttention::GatherAttention(Backend& backend, Comm& comm, Trace& trace, Hea
       plan_(plan),
       ordered_(backend, plan.join.all_rows(), 1, DType::i32),
       joined_(backend, plan.join.all_rows(), 1, DType::i32) {
-    std::vector<std::int32_t> ordered = plan.join.ordered;
-    if (planted(Fault::stale_gather_order)) {  // blocks taken for those of the ranks in reverse
-        std::rotate(ordered.begin(), ordered.begin() + plan.join.rows.front(), ordered.end());
-    }
-    backend.upload(ordered_, ordered.data());
+    backend.upload(ordered_, planted(Fault::stale_gather_order)
+                                 ? as_in_reverse_order(plan.join).data()
+                                 : plan.join.ordered.data());
     backend.upload(joined_, plan.join.joined.data());
     Carver carver(workspace);
     in_rank_order_ = carver.take(plan.join.all_rows(), width_of(shape));

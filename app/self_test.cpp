@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 
 #include "app/parity.hpp"
 #include "app/results.hpp"
@@ -52,7 +53,11 @@ class SelfTest {
     VariantResult collected(Probe& probe, Variant& variant, StepMetrics const& metrics);
     void prepare(ProbeLoss loss);
     CpConfig config_of(FaultSpec const& spec) const;
-    std::string why_not(FaultSpec const& spec);
+    std::string why_not(FaultSpec const& spec) const;
+    template <class F>
+    void for_each_batch(CpConfig const& config, F const& f) const;
+    bool splits_a_response(CpConfig const& config) const;
+    bool leaves_a_rank_without_rows(CpConfig const& config) const;
     Failure run_step(Probe& probe, Variant& variant, StepMetrics& metrics);
     Outcome judged(Probe& probe, VariantResult const& result);
     Outcome outcome_of(FaultSpec const& spec);
@@ -144,7 +149,7 @@ void SelfTest::prepare(ProbeLoss loss) {
 }
 
 /// Why a fault cannot show in this case; "" if it can.
-std::string SelfTest::why_not(FaultSpec const& spec) {
+std::string SelfTest::why_not(FaultSpec const& spec) const {
     CpConfig const config = config_of(spec);
     std::int64_t const heads = input_.layout.config.num_attention_heads;
     if (config.a2a > 1 && heads % config.a2a != 0) {
@@ -158,20 +163,47 @@ std::string SelfTest::why_not(FaultSpec const& spec) {
         std::find(mask.begin(), mask.end(), 0) == mask.end()) {
         return "every response token of these samples counts";
     }
-    if (spec.needs == Needs::rank_without_rows) {
-        VariantPlan const plan = plan_variant(input_.options, input_.layout.config,
-                                              input_.samples.rollout, world_.size(), {"", config});
-        for (int rank = 0; rank < world_.size(); ++rank) {
-            for (MicroBatch const& batch :
-                 make_micro_batches(plan, input_.samples.rollout, reduction_, rank)) {
-                if (batch.response_count() == 0) {
-                    return "";
-                }
-            }
-        }
+    if (spec.needs == Needs::split_response && !splits_a_response(config)) {
+        return "each sample's response lies on one rank";
+    }
+    if (spec.needs == Needs::rank_without_rows && !leaves_a_rank_without_rows(config)) {
         return "every rank has response rows of every micro-batch";
     }
     return "";
+}
+
+/// f(rank, micro-batch) of all ranks.
+template <class F>
+void SelfTest::for_each_batch(CpConfig const& config, F const& f) const {
+    VariantPlan const plan = plan_variant(input_.options, input_.layout.config,
+                                          input_.samples.rollout, world_.size(), {"", config});
+    for (int rank = 0; rank < world_.size(); ++rank) {
+        for (MicroBatch const& batch :
+             make_micro_batches(plan, input_.samples.rollout, reduction_, rank)) {
+            f(rank, batch);
+        }
+    }
+}
+
+bool SelfTest::leaves_a_rank_without_rows(CpConfig const& config) const {
+    bool found = false;
+    for_each_batch(config, [&](int, MicroBatch const& batch) {
+        found = found || batch.response_count() == 0;
+    });
+    return found;
+}
+
+bool SelfTest::splits_a_response(CpConfig const& config) const {
+    std::map<std::int64_t, std::set<int>> ranks_of;
+    for_each_batch(config, [&](int rank, MicroBatch const& batch) {
+        for (std::size_t r = 0; r < batch.own.mask.size(); ++r) {
+            if (batch.own.mask[r] != 0) {
+                ranks_of[batch.samples.at(batch.own.sample_of[r])].insert(rank);
+            }
+        }
+    });
+    return std::any_of(ranks_of.begin(), ranks_of.end(),
+                       [](auto const& sample) { return sample.second.size() > 1; });
 }
 
 /// A step that may fail on any rank: what it failed of, agreed among all. The place where an

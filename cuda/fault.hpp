@@ -1,6 +1,6 @@
 // Known context-parallel bugs that --self-test plants one at a time. Each is an injection point at
-// its real place: `if (planted(Fault::x))`, one comparison a call, never inside a loop over
-// elements.
+// its real place: `if (planted(Fault::x))`, the comparison of a byte where plans are made, calls
+// begin or rows are merged, never in a loop over keys, columns or words of the vocabulary.
 #pragma once
 
 #include <cstdint>
