@@ -23,10 +23,7 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
         std::int64_t wires = 0;
         for (VariantPlan const& plan : plans) {
             auto const batches = make_micro_batches(plan, rollout, reduction, rank);
-            ModelCapacity const own = capacity_of(batches, heads);
-            capacity.kept_floats = std::max(capacity.kept_floats, own.kept_floats);
-            capacity.rows = std::max(capacity.rows, own.rows);
-            capacity.response_rows = std::max(capacity.response_rows, own.response_rows);
+            capacity.cover(capacity_of(batches, heads));
             wires += 4 * workspace_of(batches, heads);
         }
         estimate.activations =

@@ -1,6 +1,7 @@
 // Qwen2 decoder over packed rows: forward to log-probabilities of the response rows, and backward.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -16,6 +17,13 @@ struct ModelCapacity {
     std::int64_t rows = 0;           ///< S
     std::int64_t response_rows = 0;  ///< R
     std::int64_t kept_floats = 0;    ///< attention_kept_floats() of a layer
+
+    /// Grows to hold `other` too.
+    void cover(ModelCapacity const& other) {
+        rows = std::max(rows, other.rows);
+        response_rows = std::max(response_rows, other.response_rows);
+        kept_floats = std::max(kept_floats, other.kept_floats);
+    }
 };
 
 /// Index arrays of one micro-batch in the backend's memory.

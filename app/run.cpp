@@ -141,11 +141,7 @@ Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
         variants_.push_back(std::make_unique<Variant>(plan, world, *backend_, *trace_,
                                                       setup.layout.config, setup.samples.rollout,
                                                       setup.reduction));
-        ModelCapacity const own =
-            capacity_of(variants_.back()->batches(), heads_of(setup.layout.config));
-        capacity.kept_floats = std::max(capacity.kept_floats, own.kept_floats);
-        capacity.rows = std::max(capacity.rows, own.rows);
-        capacity.response_rows = std::max(capacity.response_rows, own.response_rows);
+        capacity.cover(capacity_of(variants_.back()->batches(), heads_of(setup.layout.config)));
     }
     world.collectively([&] {
         step_ =

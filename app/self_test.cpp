@@ -86,11 +86,8 @@ SelfTest::SelfTest(World& world, SelfTestCase const& input)
     auto const grow = [&](CpConfig const& config) {
         VariantPlan const plan = plan_variant(input.options, input.layout.config,
                                               input.samples.rollout, world.size(), {"", config});
-        ModelCapacity const own = capacity_of(
-            make_micro_batches(plan, input.samples.rollout, reduction_, world.rank()), heads);
-        capacity_.rows = std::max(capacity_.rows, own.rows);
-        capacity_.response_rows = std::max(capacity_.response_rows, own.response_rows);
-        capacity_.kept_floats = std::max(capacity_.kept_floats, own.kept_floats);
+        capacity_.cover(capacity_of(
+            make_micro_batches(plan, input.samples.rollout, reduction_, world.rank()), heads));
     };
     grow({});
     for (FaultSpec const& spec : fault_table()) {

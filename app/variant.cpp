@@ -55,10 +55,9 @@ std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout cons
 ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads) {
     ModelCapacity capacity;
     for (MicroBatch const& batch : batches) {
-        capacity.rows = std::max(capacity.rows, batch.rows());
-        capacity.response_rows = std::max(capacity.response_rows, batch.response_count());
-        capacity.kept_floats =
-            std::max(capacity.kept_floats, attention_kept_floats(batch.plan, heads));
+        capacity.cover({.rows = batch.rows(),
+                        .response_rows = batch.response_count(),
+                        .kept_floats = attention_kept_floats(batch.plan, heads)});
     }
     return capacity;
 }

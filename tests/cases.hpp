@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "app/cp_config.hpp"
 #include "io/model_config.hpp"
 #include "io/rollout.hpp"
 
@@ -23,6 +24,25 @@ inline ModelConfig small_config(bool tied = true) {
     config.head_dim = 4;
     config.tie_word_embeddings = tied;
     return config;
+}
+
+/// Every way of sharing sequences among `size` ranks, a2a whatever the heads.
+inline std::vector<CpConfig> cp_configs(int size) {
+    std::vector<CpConfig> all;
+    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
+        all.push_back({.size = size, .layout = layout});
+        if (size > 1) {
+            all.push_back({.size = size, .method = CpMethod::all_gather, .layout = layout});
+            all.push_back({.size = size, .method = CpMethod::a2a, .layout = layout, .a2a = size});
+        }
+        for (int a2a = 2; a2a < size; ++a2a) {
+            if (size % a2a == 0) {
+                all.push_back(
+                    {.size = size, .method = CpMethod::a2a_p2p, .layout = layout, .a2a = a2a});
+            }
+        }
+    }
+    return all;
 }
 
 /// Tokens and response tokens of a sample.

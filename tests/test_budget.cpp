@@ -12,6 +12,7 @@
 #include "tests/cases.hpp"
 
 using namespace cpstep;
+using cpstep::test::cp_configs;
 using cpstep::test::make_rollout;
 using cpstep::test::SampleShape;
 using cpstep::test::small_config;
@@ -84,22 +85,6 @@ void add_plan(Messages& forward, Messages& backward, CpPlan const& plan, HeadSha
     count(backward, "cp.dqkv.a2a", others * (q + kv));
 }
 
-std::vector<CpConfig> configs(int size) {
-    std::vector<CpConfig> all;
-    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
-        all.push_back({.size = size, .layout = layout});
-        all.push_back({.size = size, .method = CpMethod::all_gather, .layout = layout});
-        all.push_back({.size = size, .method = CpMethod::a2a, .layout = layout, .a2a = size});
-        for (int a2a = 2; a2a < size; ++a2a) {
-            if (size % a2a == 0) {
-                all.push_back(
-                    {.size = size, .method = CpMethod::a2a_p2p, .layout = layout, .a2a = a2a});
-            }
-        }
-    }
-    return all;
-}
-
 std::set<std::string> labels_of(Ledger const& ledger) {
     std::set<std::string> labels;
     for (auto const& [label, entry] : ledger) {
@@ -128,7 +113,7 @@ BOOST_AUTO_TEST_CASE(the_closed_form_of_every_method_is_the_sum_of_its_messages)
     std::int64_t const layers = config.num_hidden_layers;
     StepShape const shape{.ref_pass = true};  // two forward passes
     for (int size = 2; size <= 8; ++size) {
-        for (CpConfig const& cp : configs(size)) {
+        for (CpConfig const& cp : cp_configs(size)) {
             for (int rank = 0; rank < size; ++rank) {
                 auto const batches = batches_of(rollout, 3, cp, rank);
                 Messages forward;

@@ -4,6 +4,7 @@
 #include "app/cp_attention.hpp"
 #include "app/layout.hpp"
 #include "mpi/grid.hpp"
+#include "tests/cases.hpp"
 #include "tests/close.hpp"
 #include "tests/mpi_test_main.hpp"
 
@@ -112,21 +113,9 @@ void expect_equal(std::vector<float> const& got, std::vector<float> const& want,
     BOOST_TEST(all_close(got, want, bound, bound));
 }
 
-/// Every way of sharing sequences among all ranks of the test.
+/// Of all ranks of the test.
 std::vector<CpConfig> configs() {
-    int const size = test_world().size();
-    std::vector<CpConfig> all;
-    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
-        all.push_back({.size = size, .layout = layout});
-        if (size > 1) {
-            all.push_back({.size = size, .method = CpMethod::all_gather, .layout = layout});
-            all.push_back({.size = size, .method = CpMethod::a2a, .layout = layout, .a2a = size});
-        }
-        if (size == 4) {
-            all.push_back({.size = 4, .method = CpMethod::a2a_p2p, .layout = layout, .a2a = 2});
-        }
-    }
-    return all;
+    return test::cp_configs(test_world().size());
 }
 
 std::vector<Whole> whole_sequences(std::vector<std::int64_t> const& lengths) {

@@ -5,8 +5,10 @@
 
 #include "app/cp_plan.hpp"
 #include "cuda/error.hpp"
+#include "tests/cases.hpp"
 
 using namespace cpstep;
+using cpstep::test::cp_configs;
 
 namespace {
 
@@ -98,26 +100,6 @@ Coverage coverage(std::vector<std::int64_t> const& lengths, CpConfig const& conf
     return result;
 }
 
-/// Every way of sharing sequences among `size` ranks.
-std::vector<CpConfig> configs(int size) {
-    std::vector<CpConfig> all;
-    for (CpLayout const layout : {CpLayout::zigzag, CpLayout::contiguous}) {
-        all.push_back({.size = size, .layout = layout});
-        if (size == 1) {
-            continue;
-        }
-        all.push_back({.size = size, .method = CpMethod::all_gather, .layout = layout});
-        all.push_back({.size = size, .method = CpMethod::a2a, .layout = layout, .a2a = size});
-        for (int a2a = 2; a2a < size; ++a2a) {
-            if (size % a2a == 0) {
-                all.push_back(
-                    {.size = size, .method = CpMethod::a2a_p2p, .layout = layout, .a2a = a2a});
-            }
-        }
-    }
-    return all;
-}
-
 std::string described(CpConfig const& config) {
     return fmt::format("CP {} {} {} a2a {}", config.size, name_of(config.method),
                        name_of(config.layout), config.a2a);
@@ -175,7 +157,7 @@ BOOST_AUTO_TEST_CASE(every_causal_pair_is_computed_exactly_once_by_every_method_
     for (int size = 1; size <= 64; ++size) {
         std::vector<std::int64_t> lengths = uneven;
         lengths.insert(lengths.end(), {size, 2 * size - 1, 2 * size, 2 * size + 1, 4 * size});
-        for (CpConfig const& config : configs(size)) {
+        for (CpConfig const& config : cp_configs(size)) {
             BOOST_TEST(coverage(lengths, config).causal_exactly_once(lengths), described(config));
         }
     }
@@ -183,7 +165,7 @@ BOOST_AUTO_TEST_CASE(every_causal_pair_is_computed_exactly_once_by_every_method_
 
 BOOST_AUTO_TEST_CASE(a_single_sequence_of_any_length_is_covered) {
     for (int const size : {1, 2, 3, 4, 6, 8}) {
-        for (CpConfig const& config : configs(size)) {
+        for (CpConfig const& config : cp_configs(size)) {
             for (std::int64_t length = 1; length <= 60; ++length) {
                 std::vector<std::int64_t> const lengths = {length};
                 BOOST_TEST(coverage(lengths, config).causal_exactly_once(lengths),
@@ -211,7 +193,7 @@ BOOST_AUTO_TEST_CASE(zigzag_work_is_equal_on_all_ranks_when_the_length_divides) 
         std::int64_t const chunk = 2;
         std::vector<std::int64_t> const lengths(2, 2 * size * chunk);
         std::int64_t const fair = 2 * chunk * size * (2 * chunk * size + 1) / size;  // both
-        for (CpConfig const& config : configs(size)) {
+        for (CpConfig const& config : cp_configs(size)) {
             if (config.layout != CpLayout::zigzag) {
                 continue;
             }

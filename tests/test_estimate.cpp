@@ -103,8 +103,7 @@ Rollout many_samples() {
     return make_rollout(shapes);
 }
 
-std::vector<VariantPlan> plans_for(Rollout const& rollout, int world,
-                                   std::vector<int> const& sizes,
+std::vector<VariantPlan> plans_for(Rollout const& rollout, int world, std::vector<int> const& sizes,
                                    CpMethod method = CpMethod::p2p) {
     Options options;
     options.use_dynamic_batch_size = true;
@@ -112,8 +111,8 @@ std::vector<VariantPlan> plans_for(Rollout const& rollout, int world,
     std::vector<VariantPlan> plans;
     for (int const cp : sizes) {
         CpConfig const config{.size = cp, .method = cp > 1 ? method : CpMethod::p2p};
-        plans.push_back(
-            plan_variant(options, small_config(), rollout, world, {fmt::format("cp{}", cp), config}));
+        plans.push_back(plan_variant(options, small_config(), rollout, world,
+                                     {fmt::format("cp{}", cp), config}));
     }
     return plans;
 }
@@ -188,13 +187,12 @@ BOOST_AUTO_TEST_CASE(the_estimate_is_the_largest_rank_of_what_is_allocated) {
             std::int64_t rank_wires = 0;
             for (VariantPlan const& plan : plans) {
                 std::int64_t workspace = 0;
-                for (MicroBatch const& batch :
-                     make_micro_batches(plan, rollout, reduction, rank)) {
+                for (MicroBatch const& batch : make_micro_batches(plan, rollout, reduction, rank)) {
                     capacity.rows = std::max(capacity.rows, batch.rows());
                     capacity.response_rows =
                         std::max(capacity.response_rows, batch.response_count());
-                    capacity.kept_floats = std::max(capacity.kept_floats,
-                                                    attention_kept_floats(batch.plan, heads()));
+                    capacity.kept_floats =
+                        std::max(capacity.kept_floats, attention_kept_floats(batch.plan, heads()));
                     workspace =
                         std::max(workspace, attention_workspace_floats(batch.plan, heads()));
                 }
