@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden data of an independent program: all cases, world sizes 1, 2, 4, CP 1, 2, 4.
+"""Golden data of an independent program: all cases, world sizes 1, 2, 4, CP 1, 2, 4, every method, loss path, layout.
 
 usage: golden.py CPSTEP MPIEXEC GOLDEN_FOLDER WORLD [CASE ...]
 Expected values: float64 Hugging Face Qwen2 and torch (see the folder's README). Bounds are the README's:
@@ -14,6 +14,19 @@ import tempfile
 import h5py
 import numpy as np
 
+# Settings of --variant beside the CP size. The golden model has 4 query heads and 2 KV heads.
+WAYS = {
+    "": "",
+    "-all_gather": ",cp-comm-type=all_gather",
+    "-a2a": ",cp-comm-type=a2a",
+    "-padded": ",cp-loss-comm=padded",
+    "-gather": ",cp-loss-comm=gather",
+    "-contiguous": ",cp-layout=contiguous",
+}
+TWO_LEVELS = {
+    "-a2a+p2p": ",cp-comm-type=a2a+p2p",
+    "-a2a+p2p-contiguous": ",cp-comm-type=a2a+p2p,cp-layout=contiguous,cp-loss-comm=padded",
+}
 METRICS = ("loss", "pg_loss", "kl_loss", "entropy_loss", "pg_clipfrac", "ppo_kl", "opsm_clipfrac", "tis_clipfrac")
 
 
@@ -28,6 +41,13 @@ def launch_line(options):
     line += ["--use-unbiased-kl"] if options.get("unbiased") else []
     line += ["--calculate-per-token-loss"] if options.get("per_token") else []
     return line
+
+
+def variants_of(world):
+    """Name -> --variant argument of all that is compared beside cp1."""
+    sizes = [n for n in (2, 4) if world % n == 0]
+    return {f"cp{n}{way}": f"cp{n}{way}:context-parallel-size={n}{settings}"
+            for n in sizes for way, settings in {**WAYS, **(TWO_LEVELS if n == 4 else {})}.items()}
 
 
 class Checker:
@@ -88,13 +108,14 @@ def main():
     expected = h5py.File(golden / "expected.h5", "r")
     weights = initial_weights(golden / "model")
     check = Checker()
-    sizes = [n for n in (1, 2, 4) if world % n == 0]
+    variants = variants_of(world)
+    layouts = [word for argument in variants.values() for word in ("--variant", argument)]
     for name in sys.argv[5:] or expected["cases"]:
         case = expected["cases"][name]
         with tempfile.TemporaryDirectory() as folder:
             command = [mpiexec, "-np", str(world), program, "run", "--rollout-file", golden / "rollout.h5",
                        "--hf-checkpoint", golden / "model", "--ref-load", golden / "ref_model", "--blocks", "0",
-                       "--context-parallel-size", ",".join(map(str, sizes)), "--save", "gradients,weights",
+                       *(layouts or ["--context-parallel-size", "1"]), "--save", "gradients,weights",
                        "--lr", "1e-6", "--weight-decay", "0.1", "--adam-beta2", "0.98", "--quiet",
                        "--use-dynamic-batch-size", "--max-tokens-per-gpu", "600", "--output", folder,
                        *launch_line(json.loads(case.attrs["options"]))]
@@ -104,8 +125,13 @@ def main():
                 check.failed.append(f"{name}: exit {run.returncode}")
                 continue
             with h5py.File(pathlib.Path(folder) / "run.h5", "r") as result:
-                for cp in sizes:
-                    check_variant(check, f"{name} world {world} cp{cp}", result[f"variants/cp{cp}"], expected, case, weights)
+                compared = {"cp1", *variants}
+                if set(result["variants"]) != compared:
+                    check.failed.append(f"{name} world {world}: variants {sorted(result['variants'])}")
+                    continue
+                for variant in sorted(compared):
+                    check_variant(check, f"{name} world {world} {variant}", result["variants"][variant], expected, case,
+                                  weights)
     for line in check.failed:
         print("FAILED", line)
     print(f"golden: {check.checked} comparisons, {len(check.failed)} failed")
