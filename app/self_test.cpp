@@ -328,6 +328,7 @@ ExitCode SelfTest::run() {
         FaultSpec clean = spec;
         clean.fault = Fault::none;
         clean.name = "none";
+        clean.what = "the variant without a fault";
         clean.needs = Needs::nothing;
         bool const known = std::any_of(specs.begin(), specs.end(), [&](FaultSpec const& other) {
             return config_of(other) == config_of(clean) && other.probe == clean.probe;
@@ -340,8 +341,8 @@ ExitCode SelfTest::run() {
     std::vector<Outcome> outcomes;
     for (FaultSpec const& spec : specs) {
         if (world_.root() && !input_.options.quiet) {
-            fmt::print(stderr, "cpstep: self-test [{}/{}] {}\n", outcomes.size() + 1, specs.size(),
-                       spec.name);
+            fmt::print(stderr, "cpstep: self-test [{}/{}] {}: {}\n", outcomes.size() + 1,
+                       specs.size(), spec.name, spec.what);
         }
         outcomes.push_back(outcome_of(spec));
     }
