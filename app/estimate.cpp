@@ -71,8 +71,8 @@ std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const&
     std::string out;
     auto const to = std::back_inserter(out);
     for (VariantPlan const& plan : plans) {
-        fmt::format_to(to, "{}: {} ranks as DP {} x CP {}\n", plan.name, plan.grid.world,
-                       plan.grid.dp(), plan.grid.cp);
+        fmt::format_to(to, "{}: {} ranks as DP {} x CP {}{}\n", plan.name, plan.grid.world,
+                       plan.grid.dp(), plan.grid.cp, description(plan.cp));
         for (std::size_t dp = 0; dp < plan.schedule.size(); ++dp) {
             fmt::format_to(to, "  DP rank {}, ranks {}..{}:", dp,
                            plan.grid.rank_of(static_cast<int>(dp), 0),

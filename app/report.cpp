@@ -156,18 +156,6 @@ void ledger_table(std::string& out, VariantResult const& result, std::size_t wid
     }
 }
 
-/// " (a2a+p2p 2x4, zigzag, scalar)", "" for CP 1.
-std::string how(VariantPlan const& plan) {
-    if (plan.cp.size == 1) {
-        return "";
-    }
-    std::string const factors = plan.cp.method == CpMethod::a2a_p2p
-                                    ? fmt::format(" {}x{}", plan.cp.a2a, plan.cp.size / plan.cp.a2a)
-                                    : "";
-    return fmt::format(" ({}{}, {}, {})", name_of(plan.cp.method), factors, name_of(plan.cp.layout),
-                       name_of(plan.cp.loss));
-}
-
 json number(double value) {
     return std::isfinite(value) ? json(value) : json(nullptr);
 }
@@ -281,8 +269,8 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
         fmt::format_to(
             std::back_inserter(out),
             "{}: DP {} x CP {}{}, {} micro-batches a rank, loss {:.7g}, grad_norm {:.7g}\n",
-            plan.name, plan.grid.dp(), plan.grid.cp, how(plan), plan.schedule.front().size(),
-            m.loss, m.grad_norm);
+            plan.name, plan.grid.dp(), plan.grid.cp, description(plan.cp),
+            plan.schedule.front().size(), m.loss, m.grad_norm);
     }
     if (report.results.size() > full_tables) {
         out += "\n";

@@ -156,6 +156,16 @@ void append_product(std::vector<VariantSpec>& specs, Options const& options, int
 
 }  // namespace
 
+std::string description(CpConfig const& cp) {
+    if (cp.size == 1) {
+        return "";
+    }
+    std::string const factors =
+        cp.method == CpMethod::a2a_p2p ? fmt::format(" {}x{}", cp.a2a, cp.size / cp.a2a) : "";
+    return fmt::format(" ({}{}, {}, {})", name_of(cp.method), factors, name_of(cp.layout),
+                       name_of(cp.loss));
+}
+
 std::vector<VariantSpec> variant_specs(Options const& options, HeadShape heads, int world) {
     std::vector<VariantSpec> specs{{"cp1", {.size = 1}}};
     for (NamedVariant const& variant : options.variants) {

@@ -10,6 +10,9 @@
 
 namespace cpstep {
 
+/// " (a2a+p2p 2x4, zigzag, scalar)" to stand behind a size; "" for CP 1.
+std::string description(CpConfig const& cp);
+
 struct VariantSpec {
     std::string name;  ///< "cp1", "cp2", "cp2-all_gather-gather"
     CpConfig cp;

@@ -264,7 +264,8 @@ BOOST_AUTO_TEST_CASE(the_description_shows_every_group_with_its_micro_batches_an
     MemoryEstimate const memory{1 << 20, 2 << 20, 3 << 20, 4 << 20};
     std::string const text = describe_plans({plan}, rollout, memory, 5 << 20, "/");
     for (char const* line :
-         {"cp2: 4 ranks as DP 2 x CP 2\n", "DP rank 0, ranks 0..1: {0,3} = 50 tokens\n",
+         {"cp2: 4 ranks as DP 2 x CP 2 (p2p, zigzag, scalar)\n",
+          "DP rank 0, ranks 0..1: {0,3} = 50 tokens\n",
           "DP rank 1, ranks 2..3: {1,2} = 50 tokens\n", "memory of a rank, at most: 10.0 MiB",
           "model state 1.0 MiB, activations 2.0 MiB, attention wires 3.0 MiB, results on rank 0 "
           "4.0 MiB",

@@ -290,3 +290,13 @@ BOOST_AUTO_TEST_CASE(factors_of_a_named_variant_must_make_its_size_and_have_a_us
                  kLlama8, 8),
            "make a CP size of 4294967296, not 8");
 }
+
+BOOST_AUTO_TEST_CASE(a_description_names_what_differs_between_variants) {
+    BOOST_TEST(description({}) == "");
+    BOOST_TEST(description({.size = 2}) == " (p2p, zigzag, scalar)");
+    BOOST_TEST(description({.size = 8,
+                            .method = CpMethod::a2a_p2p,
+                            .layout = CpLayout::contiguous,
+                            .loss = LossComm::gather,
+                            .a2a = 2}) == " (a2a+p2p 2x4, contiguous, gather)");
+}
