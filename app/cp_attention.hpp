@@ -39,6 +39,14 @@ std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Tra
 std::int64_t attention_kept_floats(CpPlan const& plan, HeadShape shape);
 std::int64_t attention_workspace_floats(CpPlan const& plan, HeadShape shape);
 
+/// The K and the V columns of a (rows, 2*G*D) block.
+inline Tensor keys_of(Tensor kv) {
+    return kv.columns(0, kv.cols / 2);
+}
+inline Tensor values_of(Tensor kv) {
+    return kv.columns(kv.cols / 2, kv.cols / 2);
+}
+
 /// Query and key heads of one rank of a group of `size` that scatters heads: H/size query heads;
 /// the key heads they use, repeated where `size` does not divide G (then one a rank, or one a query
 /// head). `size` must divide H.

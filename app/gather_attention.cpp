@@ -68,7 +68,7 @@ void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor 
         backend_.gather_rows(all, in_rank_order_, ordered_);
     }
     Span const span = trace_.span(SpanKind::compute, "attention.forward");
-    backend_.attention_forward(o, lse, q, keys(all), values(all), shape_, plan_.gathered,
+    backend_.attention_forward(o, lse, q, keys_of(all), values_of(all), shape_, plan_.gathered,
                                Accumulate::overwrite);
 }
 
@@ -79,8 +79,8 @@ void GatherAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor /*kv*/, T
         Span const span = trace_.span(SpanKind::compute, "attention.backward");
         backend_.zero(dq);
         backend_.zero(gradient_);
-        backend_.attention_backward(dq, keys(gradient_), values(gradient_), q, keys(all),
-                                    values(all), o, d_o, lse, shape_, plan_.gathered);
+        backend_.attention_backward(dq, keys_of(gradient_), values_of(gradient_), q, keys_of(all),
+                                    values_of(all), o, d_o, lse, shape_, plan_.gathered);
     }
     {
         Span const span = trace_.span(SpanKind::compute, "attention.reorder");

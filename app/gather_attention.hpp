@@ -22,12 +22,6 @@ class GatherAttention final : public CpAttention {
     static std::int64_t workspace_floats(CpPlan const& plan, HeadShape shape);
 
   private:
-    Tensor keys(Tensor all) const { return all.columns(0, shape_.kv_heads * shape_.head_dim); }
-    Tensor values(Tensor all) const {
-        std::int64_t const width = shape_.kv_heads * shape_.head_dim;
-        return all.columns(width, width);
-    }
-
     Backend& backend_;
     Comm& comm_;
     Trace& trace_;

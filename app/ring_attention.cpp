@@ -64,15 +64,6 @@ RingAttention::RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadSha
     straight_ = carver.take(sizes.straight, width);
 }
 
-Tensor RingAttention::keys(Tensor block) const {
-    return block.columns(0, shape_.kv_heads * shape_.head_dim);
-}
-
-Tensor RingAttention::values(Tensor block) const {
-    std::int64_t const width = shape_.kv_heads * shape_.head_dim;
-    return block.columns(width, width);
-}
-
 /// Where the block of step i > 0 arrives.
 Tensor RingAttention::received_block(std::size_t i) const {
     return kv_[i % 2].row_range(0, plan_.steps[i].rows);
@@ -98,7 +89,7 @@ int RingAttention::begin_block_hop(char const* label, std::size_t i, Tensor at_h
 
 void RingAttention::fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tensor at_hand) {
     Span const span = trace_.span(SpanKind::compute, "attention.forward");
-    backend_.attention_forward(o, lse, q, keys(at_hand), values(at_hand), shape_,
+    backend_.attention_forward(o, lse, q, keys_of(at_hand), values_of(at_hand), shape_,
                                plan_.steps[i].segments,
                                i == 0 ? Accumulate::overwrite : Accumulate::merge);
     if (planted(Fault::bf16_between_merges) && i + 1 < plan_.steps.size()) {
@@ -138,8 +129,8 @@ void RingAttention::add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, 
                               Tensor o, Tensor d_o, Tensor lse) {
     Span const span = trace_.span(SpanKind::compute, "attention.backward");
     backend_.zero(share);
-    backend_.attention_backward(dq, keys(share), values(share), q, keys(at_hand), values(at_hand),
-                                o, d_o, lse, shape_, plan_.steps[i].segments);
+    backend_.attention_backward(dq, keys_of(share), values_of(share), q, keys_of(at_hand),
+                                values_of(at_hand), o, d_o, lse, shape_, plan_.steps[i].segments);
 }
 
 /// Hands the sum of step i on, or to its owner if that is the next rank, and receives that of step

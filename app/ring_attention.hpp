@@ -30,8 +30,6 @@ class RingAttention final : public CpAttention {
     struct StepRows {
         Buffer pass, home;
     };
-    Tensor keys(Tensor block) const;
-    Tensor values(Tensor block) const;
     int begin_block_hop(char const* label, std::size_t i, Tensor at_hand);
     void fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tensor at_hand);
     void add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, Tensor at_hand, Tensor o,
