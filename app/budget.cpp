@@ -124,7 +124,7 @@ void add_scatter(Tally tally, std::int64_t layers, int passes, CpPlan const& pla
 
 void add_attention(Ledger& ledger, StepShape const& shape, ModelConfig const& config,
                    CpPlan const& plan) {
-    HeadShape const heads{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+    HeadShape const heads = heads_of(config);
     std::int64_t const layers = config.num_hidden_layers;
     int const passes = shape.forward_passes();
     Tally const tally{ledger};

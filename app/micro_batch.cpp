@@ -31,6 +31,15 @@ void append_response(ResponseRows& rows, Rollout const& rollout, std::int32_t sl
     rows.index.push_back(index);
 }
 
+/// The row whose hidden state gives the log-prob of the token after position t: that of t itself,
+/// `row`. The fault takes the row after it, around the range's end so that rows stay distinct.
+std::int64_t row_of_response(std::int64_t row, std::int64_t t, PositionRange range) {
+    if (planted(Fault::response_row_off_by_one)) {
+        return t + 1 == range.end ? row - (range.size() - 1) : row + 1;
+    }
+    return row;
+}
+
 /// Append this rank's rows [range) of sample `sample` (the batch's `slot`-th).
 void append_range(MicroBatch& batch, Rollout const& rollout, std::int64_t sample, std::int32_t slot,
                   PositionRange range) {
@@ -39,12 +48,9 @@ void append_range(MicroBatch& batch, Rollout const& rollout, std::int64_t sample
     for (std::int64_t t = range.begin; t < range.end; ++t) {
         if (t >= response.begin && t < response.end) {
             std::int64_t const place = t - response.begin;
-            std::int64_t const row = planted(Fault::response_row_off_by_one) && t + 1 == range.end
-                                         ? batch.rows() - (range.size() - 1)
-                                     : planted(Fault::response_row_off_by_one) ? batch.rows() + 1
-                                                                               : batch.rows();
             bool const shift = !planted(Fault::target_shift_dropped) || t + 1 < range.end;
-            batch.response_rows.push_back(static_cast<std::int32_t>(row));
+            batch.response_rows.push_back(
+                static_cast<std::int32_t>(row_of_response(batch.rows(), t, range)));
             batch.targets.push_back(rollout.tokens[first_token + t + (shift ? 1 : 0)]);
             batch.own_in_all.push_back(
                 static_cast<std::int32_t>(batch.response_begin[slot] + place));

@@ -196,10 +196,8 @@ void Run::verify() {
 /// A difference above the bounds derived from sizes is held against what the baseline itself does
 /// when every weight moves by one ulp.
 void Run::widen_if_noisy() {
-    auto const failed =
-        std::any_of(report_.checks.begin(), report_.checks.end(),
-                    [](Check const& check) { return !check.pass && noise_may_explain(check); });
-    bool const wanted = world_.root() && failed && report_.nonfinite.empty();
+    bool const wanted =
+        world_.root() && fails_within_reach_of_noise(report_) && report_.nonfinite.empty();
     if (world_.broadcast(wanted ? "measure" : "skip") != "measure") {
         return;
     }
@@ -213,22 +211,9 @@ void Run::widen_if_noisy() {
     if (!world_.root()) {
         return;
     }
-    double const growth =
-        widen_bounds(report_.checks, compare_results(report_.results.front(), noisy, setup_.layout,
-                                                     setup_.samples.rollout, setup_.options.adamw,
-                                                     setup_.options.clip_grad));
-    if (growth > 1) {
-        report_.notes.push_back(fmt::format(
-            "this model amplifies rounding: bounds grew up to {:.2g} times, to 8 times what moving "
-            "every weight by one ulp does to the baseline",
-            growth));
-    }
-    if (growth > max_growth) {
-        report_.unresolved = fmt::format(
-            "rounding is amplified {:.2g} times what the sizes explain: float32 cannot tell a "
-            "right step of this model from a wrong one",
-            growth);
-    }
+    hold_against_noise(report_, compare_results(report_.results.front(), noisy, setup_.layout,
+                                                setup_.samples.rollout, setup_.options.adamw,
+                                                setup_.options.clip_grad));
 }
 
 void Run::write_shards(Variant& variant, VariantResult const& result) {

@@ -58,6 +58,31 @@ std::string verdict_name(ExitCode code) {
     }
 }
 
+bool counts_as_failed(Report const& report, Check const& check) {
+    return !check.pass && (report.unresolved.empty() || !noise_may_explain(check));
+}
+
+bool fails_within_reach_of_noise(Report const& report) {
+    return std::any_of(report.checks.begin(), report.checks.end(),
+                       [](Check const& check) { return !check.pass && noise_may_explain(check); });
+}
+
+void hold_against_noise(Report& report, std::vector<Check> const& noise) {
+    double const growth = widen_bounds(report.checks, noise);
+    if (growth > 1) {
+        report.notes.push_back(fmt::format(
+            "this model amplifies rounding: bounds grew up to {:.2g} times, to 8 times what moving "
+            "every weight by one ulp does to the baseline",
+            growth));
+    }
+    if (growth > max_growth) {
+        report.unresolved = fmt::format(
+            "rounding is amplified {:.2g} times what the sizes explain: float32 cannot tell a "
+            "right step of this model from a wrong one",
+            growth);
+    }
+}
+
 void judge(Report& report, double gate_ratio) {
     report.gates.clear();
     for (VariantTiming const& timing : report.timing.variants) {
@@ -67,9 +92,8 @@ void judge(Report& report, double gate_ratio) {
         return std::find(report.gates.begin(), report.gates.end(), wanted) != report.gates.end();
     };
     auto const failed =
-        std::find_if(report.checks.begin(), report.checks.end(), [&](Check const& check) {
-            return !check.pass && (report.unresolved.empty() || !noise_may_explain(check));
-        });
+        std::find_if(report.checks.begin(), report.checks.end(),
+                     [&](Check const& check) { return counts_as_failed(report, check); });
     if (!report.nonfinite.empty()) {
         report.code = ExitCode::nonfinite;
         report.reason = "NaN or Inf in " + report.nonfinite;

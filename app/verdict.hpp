@@ -34,6 +34,16 @@ struct Report {
     std::vector<std::string> notes;  ///< what was not checked, what limits the result
 };
 
+/// Whether a check makes the verdict "parity failed".
+bool counts_as_failed(Report const& report, Check const& check);
+
+/// Whether a check fails that rounding alone might explain.
+bool fails_within_reach_of_noise(Report const& report);
+
+/// Widens the bounds by the baseline's noise (widen_bounds) and notes it; beyond max_growth the
+/// report is unresolved.
+void hold_against_noise(Report& report, std::vector<Check> const& noise);
+
 /// Sets gates, code and reason, in this order of severity: non-finite (9), parity or ledger (5), no
 /// signal or unresolved (10), gate failed (6), gate inconclusive (10), pass (0).
 void judge(Report& report, double gate_ratio);
