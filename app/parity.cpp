@@ -65,10 +65,6 @@ Kind kind_of(std::string const& name) {
     return name == "grad_norm" ? Kind::norm_of_tensors : fixed ? Kind::exact : Kind::sum_of_arrays;
 }
 
-double clip_factor(double max_norm, double norm) {
-    return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
-}
-
 Check updated_check(VariantResult const& base, VariantResult const& other,
                     Parameter const& parameter, UpdateBound const& bound) {
     auto const w_base = part(base.updated, parameter);

@@ -33,10 +33,11 @@ struct HeadShape {
     std::int64_t head_dim = 0;
 };
 
-/// What becomes of the rows a call covers.
+/// What becomes of what a call writes. In Backend::attention_backward overwrite means all of dq, dk
+/// and dv (zero where no segment reaches), merge means addition to f32.
 enum class Accumulate : std::uint8_t {
     overwrite,  ///< o and lse of covered query rows are replaced
-    merge,      ///< the segments' keys are added to the running softmax held in o and lse
+    merge,      ///< the segments' keys are added to the running softmax held in o (f32) and lse
 };
 
 /// s_ij = q_i . k_j / sqrt(D), lse_i = log sum_j exp(s_ij), o_i = sum_j exp(s_ij - lse_i) v_j.

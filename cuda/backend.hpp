@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/adamw.hpp"
@@ -17,12 +18,15 @@
 namespace cpstep {
 
 class Backend;
+class CudaQueues;
 
 /// Owns a block of a backend's memory.
 class Buffer {
   public:
     Buffer() = default;
-    Buffer(Backend& backend, std::int64_t rows, std::int64_t cols, DType dtype);
+    /// `name` is what an out of memory error calls it.
+    Buffer(Backend& backend, std::int64_t rows, std::int64_t cols, DType dtype,
+           std::string_view name = "a buffer");
     Buffer(Buffer const&) = delete;
     Buffer& operator=(Buffer const&) = delete;
     Buffer(Buffer&& other) noexcept;
@@ -44,8 +48,16 @@ struct PolicyTensors {
     Tensor factor_mean = {};
 };
 
+/// Queues of a processor; a host has one, which calls pass through before they return.
+enum class Queue : std::uint8_t { compute, wire };
+
+/// A moment on a queue, for Backend::mark_ns(): a non-negative one is steady-clock nanoseconds.
+using Mark = std::int64_t;
+
 /// Shapes, formulas and sources stand at the host operations of the same name
 /// (layers.hpp, attention.hpp, lm_head.hpp, policy_loss.hpp, adamw.hpp).
+/// Activations, weights and kept logits are of compute_dtype(); log-probs, LSE, rstd, weight
+/// gradients and moments are f32 whatever it is.
 class Backend {
   public:
     Backend() = default;
@@ -56,21 +68,39 @@ class Backend {
     /// One line for reports: processor, threads or device, libraries.
     virtual std::string description() const = 0;
 
-    virtual void* allocate(
-        std::size_t bytes) = 0;  ///< throws Error(input_data) when memory is short
+    /// Element type of activations and of the weights that products read.
+    virtual DType compute_dtype() const { return DType::f32; }
+    /// The device's queues, for wires that work on its memory; null on the host.
+    virtual CudaQueues* queues() { return nullptr; }
+
+    /// Throws Error(input_data) that names the block when memory is short.
+    virtual void* allocate(std::size_t bytes, std::string_view name) = 0;
     virtual void release(void* pointer) noexcept = 0;
     virtual void upload(Tensor dst, void const* src) = 0;  ///< src is contiguous host memory
     virtual void download(void* dst, Tensor src) = 0;      ///< waits for all work queued before
-    virtual void copy(Tensor dst, Tensor src) = 0;         ///< equal shapes, strides may differ
+    /// dst = src; equal shapes, strides may differ; converts between f32 and bf16 (to nearest
+    /// even).
+    virtual void copy(Tensor dst, Tensor src) = 0;
     virtual void zero(Tensor dst) = 0;
-    virtual void add(Tensor dst,
-                     Tensor src) = 0;  ///< dst += src, f32, equal shapes, strides may differ
+    /// dst += src, dst f32, src f32 or bf16; equal shapes, strides may differ.
+    virtual void add(Tensor dst, Tensor src) = 0;
     virtual void synchronize() = 0;
+
+    /// The moment at which a queue has done all that was queued so far. mark_ns() of it holds after
+    /// synchronize() and until the next begin_marks(), which also aligns a device's clock.
+    virtual Mark mark(Queue queue) = 0;
+    virtual std::int64_t mark_ns(Mark mark) const { return mark; }
+    virtual void begin_marks() {}
+    /// Named range for profilers; ranges nest.
+    virtual void push_range(char const* /*name*/) {}
+    virtual void pop_range() {}
 
     virtual void embedding_forward(Tensor x, Tensor table, Tensor ids) = 0;
     virtual void embedding_backward(Tensor dtable, Tensor dx, Tensor ids) = 0;
-    virtual void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor delta, Tensor w,
-                                 double eps) = 0;
+    /// The residual sum x = from + delta goes to x, which may be `from` itself; with no delta x is
+    /// read only and `from` ignored.
+    virtual void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor from, Tensor delta,
+                                 Tensor w, double eps) = 0;
     virtual void rmsnorm_backward(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
                                   Tensor rstd) = 0;
     virtual void linear_forward(Tensor y, Tensor x, Tensor w, Tensor b) = 0;
@@ -88,7 +118,7 @@ class Backend {
                                    Accumulate mode) = 0;
     virtual void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor k, Tensor v,
                                     Tensor o, Tensor d_o, Tensor lse, HeadShape shape,
-                                    std::span<Segment const> segments) = 0;
+                                    std::span<Segment const> segments, Accumulate mode) = 0;
 
     virtual void lm_head_forward(Tensor log_prob, Tensor entropy, Tensor lse, Tensor logits,
                                  Tensor x, Tensor w, Tensor targets) = 0;
@@ -104,8 +134,12 @@ class Backend {
     virtual void sequence_kl_backward(Tensor d_log_probs, Tensor d_seq_kl, Tensor mask_sum,
                                       Tensor mask, Tensor sample) = 0;
 
-    virtual double squared_norm(Tensor x) = 0;
-    virtual void adamw(Tensor w, Tensor m, Tensor v, Tensor g,
+    virtual double squared_norm(Tensor x) = 0;  ///< waits for all work queued before
+    /// norm (1,1) f32 = sqrt(sum of squares of x), summed in double.
+    virtual void norm(Tensor norm, Tensor x) = 0;
+    /// The gradient scale is min(1, clip_grad / (norm + 1e-6)) when options.clip_grad > 0, else 1.
+    /// rounded (N,1) becomes the new w in compute_dtype(); empty where that is f32.
+    virtual void adamw(Tensor w, Tensor m, Tensor v, Tensor g, Tensor norm, Tensor rounded,
                        std::span<ParameterRange const> ranges, AdamWOptions const& options) = 0;
 };
 

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "cuda/backend.hpp"
+#include "cuda/clock.hpp"
 #include "cuda/lm_head.hpp"
 #include "cuda/shape.hpp"
 
@@ -20,14 +22,15 @@ extern "C" char* openblas_get_config() __attribute__((weak));
 
 namespace cpstep {
 
-Buffer::Buffer(Backend& backend, std::int64_t rows, std::int64_t cols, DType dtype) {
+Buffer::Buffer(Backend& backend, std::int64_t rows, std::int64_t cols, DType dtype,
+               std::string_view name) {
     std::int64_t const most =
         std::numeric_limits<std::int64_t>::max() / static_cast<std::int64_t>(element_bytes(dtype));
     require(rows >= 0 && cols >= 0 && (cols == 0 || rows <= most / cols), ExitCode::internal,
-            "a buffer of {} x {} elements cannot be", rows, cols);
+            "{} of {} x {} elements cannot be", name, rows, cols);
     Tensor const wanted{nullptr, dtype, rows, cols, cols};
     tensor_ = wanted;
-    tensor_.data = backend.allocate(std::max<std::size_t>(wanted.bytes(), 1));
+    tensor_.data = backend.allocate(std::max<std::size_t>(wanted.bytes(), 1), name);
     backend_ = &backend;
 }
 
@@ -127,7 +130,7 @@ class HostBackend final : public Backend {
                            blas_name());
     }
 
-    void* allocate(std::size_t bytes) override {
+    void* allocate(std::size_t bytes, std::string_view name) override {
         void* pointer = nullptr;
         if (bytes <= largest_block) {
             std::size_t const rounded =
@@ -142,7 +145,8 @@ class HostBackend final : public Backend {
 #endif
         }
         require(pointer != nullptr, ExitCode::input_data,
-                "host memory is short: {} bytes wanted; use more ranks or fewer tokens", bytes);
+                "host memory is short: {} bytes wanted for {}; use more ranks or fewer tokens",
+                bytes, name);
         return pointer;
     }
 
@@ -201,6 +205,8 @@ class HostBackend final : public Backend {
 
     void synchronize() override {}
 
+    Mark mark(Queue /*queue*/) override { return now_ns(); }
+
     void embedding_forward(Tensor x, Tensor table, Tensor ids) override {
         cpstep::embedding_forward(f32(x), f32(table), i32(ids));
     }
@@ -209,8 +215,11 @@ class HostBackend final : public Backend {
         cpstep::embedding_backward(f32(dtable), f32(dx), i32(ids));
     }
 
-    void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor delta, Tensor w,
+    void rmsnorm_forward(Tensor y, Tensor rstd, Tensor x, Tensor from, Tensor delta, Tensor w,
                          double eps) override {
+        if (!delta.absent() && from.data != x.data) {
+            copy(x, from);
+        }
         cpstep::rmsnorm_forward(f32(y), f32(rstd), f32(x), f32(delta), f32(w),
                                 static_cast<float>(eps));
     }
@@ -257,7 +266,12 @@ class HostBackend final : public Backend {
 
     void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor k, Tensor v, Tensor o,
                             Tensor d_o, Tensor lse, HeadShape shape,
-                            std::span<Segment const> segments) override {
+                            std::span<Segment const> segments, Accumulate mode) override {
+        if (mode == Accumulate::overwrite) {
+            zero(dq);
+            zero(dk);
+            zero(dv);
+        }
         cpstep::attention_backward(f32(dq), f32(dk), f32(dv), f32(q), f32(k), f32(v), f32(o),
                                    f32(d_o), f32(lse), shape, segments);
     }
@@ -294,9 +308,17 @@ class HostBackend final : public Backend {
 
     double squared_norm(Tensor x) override { return cpstep::squared_norm(f32(x)); }
 
-    void adamw(Tensor w, Tensor m, Tensor v, Tensor g, std::span<ParameterRange const> ranges,
-               AdamWOptions const& options) override {
-        cpstep::adamw(f32(w), f32(m), f32(v), f32(g), ranges, options);
+    void norm(Tensor norm, Tensor x) override {
+        *f32(norm).data = static_cast<float>(std::sqrt(cpstep::squared_norm(f32(x))));
+    }
+
+    void adamw(Tensor w, Tensor m, Tensor v, Tensor g, Tensor norm, Tensor /*rounded*/,
+               std::span<ParameterRange const> ranges, AdamWOptions const& options) override {
+        AdamWOptions scaled = options;
+        if (options.clip_grad > 0) {
+            scaled.gradient_scale = clip_factor(options.clip_grad, *f32(norm).data);
+        }
+        cpstep::adamw(f32(w), f32(m), f32(v), f32(g), ranges, scaled);
     }
 
   private:

@@ -8,8 +8,8 @@
 
 namespace cpstep {
 
-/// Element types a backend computes with.
-enum class DType : std::uint8_t { f32, i32 };
+/// Element types a backend computes with. bf16: the high 16 bits of a float.
+enum class DType : std::uint8_t { f32, i32, bf16 };
 
 template <class T>
 struct dtype_of;
@@ -23,8 +23,8 @@ struct dtype_of<std::int32_t> {
 };
 
 /// Bytes of one element.
-constexpr std::size_t element_bytes(DType) {
-    return 4;
+constexpr std::size_t element_bytes(DType dtype) {
+    return dtype == DType::bf16 ? 2 : 4;
 }
 
 /// A typed view of `rows` x `cols` elements, row i at data + i*stride. Never owns.

@@ -1,7 +1,6 @@
 #include "mpi/comm.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 namespace cpstep {
@@ -58,11 +57,6 @@ void require_same_op(Ledger const& ledger, std::string_view label, std::string_v
 }
 
 }  // namespace
-
-std::int64_t now_ns() {
-    auto const now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-}
 
 void Comm::count(CommRecord const& record) {
     require_same_op(ledger_, record.label, record.op);

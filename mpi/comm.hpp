@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "cuda/clock.hpp"
 #include "cuda/tensor.hpp"
 #include "mpi/ledger.hpp"
 
@@ -113,8 +114,5 @@ class Comm {
     CommObserver* observer_ = nullptr;
     std::map<int, Open> open_;
 };
-
-/// Monotonic host time in nanoseconds.
-std::int64_t now_ns();
 
 }  // namespace cpstep
