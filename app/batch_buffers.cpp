@@ -24,6 +24,8 @@ BatchBuffers::BatchBuffers(Backend& backend, MicroBatch const& batch)
       old_log_probs(column(backend, batch.loss_rows().size())),
       ref_log_probs(column(backend, batch.loss_rows().size())),
       rollout_log_probs(column(backend, batch.loss_rows().size())),
+      old_noise(column(backend, batch.loss_rows().size())),
+      rollout_noise(column(backend, batch.loss_rows().size())),
       log_probs(column(backend, batch.response_count())),
       entropy(column(backend, batch.response_count())),
       d_log_probs(column(backend, batch.response_count())),

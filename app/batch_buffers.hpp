@@ -18,8 +18,9 @@ struct BatchBuffers {
     Buffer sample_of, mask;                                              // (Q,1) i32
     Buffer mask_sum, weight, seq_kl;                                     // (n,1)
     Buffer advantages, old_log_probs, ref_log_probs, rollout_log_probs;  // (Q,1)
-    Buffer log_probs, entropy, d_log_probs, d_entropy;                   // (R,1)
-    Buffer pass_log_probs;                                               // (R,1), ref and old pass
+    Buffer old_noise, rollout_noise;                    // (Q,1) of synthetic samples
+    Buffer log_probs, entropy, d_log_probs, d_entropy;  // (R,1)
+    Buffer pass_log_probs;                              // (R,1), ref and old pass
 
     ModelInput input() const { return {tokens, positions, response_rows, targets}; }
 };

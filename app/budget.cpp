@@ -73,7 +73,8 @@ RingCost contiguous_ring(ChunkRows const& rows, int N, int r) {
             .home_rows = last ? rows.sum_low(1, N - 1) : 0};
 }
 
-void add_ring(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads) {
+void add_ring(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads,
+              std::int64_t element) {
     int const N = plan.config.size / plan.config.a2a;
     if (N == 1) {
         return;
@@ -82,33 +83,35 @@ void add_ring(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, 
     ChunkRows const rows(plan);
     RingCost const cost = plan.config.layout == CpLayout::zigzag ? zigzag_ring(rows, N, r)
                                                                  : contiguous_ring(rows, N, r);
-    std::int64_t const row_bytes = 2 * heads.kv_heads * heads.head_dim * f32_bytes;
+    std::int64_t const width = 2 * heads.kv_heads * heads.head_dim;
     auto const add = [&](char const* label, std::int64_t times, std::int64_t calls,
-                         std::int64_t sent) {
-        tally.add(label, "exchange", N, times * calls, times * sent * row_bytes);
+                         std::int64_t sent, std::int64_t bytes) {
+        tally.add(label, "exchange", N, times * calls, times * sent * width * bytes);
     };
-    add("cp.kv", passes * layers, cost.kv_calls, cost.kv_rows);
-    add("cp.kv.backward", layers, cost.kv_calls, cost.kv_rows);
-    add("cp.dkv", layers, cost.sum_calls, cost.sum_rows);
-    add("cp.dkv.home", layers, cost.home_calls, cost.home_rows);
+    add("cp.kv", passes * layers, cost.kv_calls, cost.kv_rows, element);
+    add("cp.kv.backward", layers, cost.kv_calls, cost.kv_rows, element);
+    add("cp.dkv", layers, cost.sum_calls, cost.sum_rows, f32_bytes);
+    add("cp.dkv.home", layers, cost.home_calls, cost.home_rows, f32_bytes);
 }
 
-void add_gather(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads) {
-    std::int64_t const row_bytes = 2 * heads.kv_heads * heads.head_dim * f32_bytes;
+void add_gather(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads,
+                std::int64_t element) {
+    std::int64_t const width = 2 * heads.kv_heads * heads.head_dim;
     std::int64_t const tokens =
         std::accumulate(plan.lengths.begin(), plan.lengths.end(), std::int64_t{0});
-    std::int64_t const bytes = (tokens - plan.own_rows) * row_bytes;
+    std::int64_t const elements = (tokens - plan.own_rows) * width;
     tally.add("cp.kv.gather", "all_gather", plan.config.size, passes * layers,
-              passes * layers * bytes);
-    tally.add("cp.dkv.reduce_scatter", "reduce_scatter", plan.config.size, layers, layers * bytes);
+              passes * layers * elements * element);
+    tally.add("cp.dkv.reduce_scatter", "reduce_scatter", plan.config.size, layers,
+              layers * elements * f32_bytes);
 }
 
-void add_scatter(Tally tally, std::int64_t layers, int passes, CpPlan const& plan,
-                 HeadShape heads) {
+void add_scatter(Tally tally, std::int64_t layers, int passes, CpPlan const& plan, HeadShape heads,
+                 std::int64_t element) {
     int const u = plan.config.a2a;
     HeadShape const local = scattered_heads(heads, u);
-    std::int64_t const q = local.heads * local.head_dim * f32_bytes;
-    std::int64_t const qkv = q + 2 * local.kv_heads * local.head_dim * f32_bytes;
+    std::int64_t const q = local.heads * local.head_dim * element;
+    std::int64_t const qkv = q + 2 * local.kv_heads * local.head_dim * element;
     Split const split{.layout = plan.config.layout, .ranks = plan.config.size, .group = u};
     std::int64_t const group_rows = make_block(plan.lengths, split, plan.rank / u).rows();
     std::int64_t const to_others = (u - 1) * plan.own_rows;
@@ -123,19 +126,20 @@ void add_scatter(Tally tally, std::int64_t layers, int passes, CpPlan const& pla
 }
 
 void add_attention(Ledger& ledger, StepShape const& shape, ModelConfig const& config,
-                   CpPlan const& plan) {
+                   CpPlan const& plan, DType T) {
     HeadShape const heads = heads_of(config);
     std::int64_t const layers = config.num_hidden_layers;
     int const passes = shape.forward_passes();
+    auto const element = static_cast<std::int64_t>(element_bytes(T));
     Tally const tally{ledger};
     if (plan.config.size > 1 && plan.config.method == CpMethod::all_gather) {
-        add_gather(tally, layers, passes, plan, heads);
+        add_gather(tally, layers, passes, plan, heads, element);
         return;
     }
     if (plan.config.a2a > 1) {
-        add_scatter(tally, layers, passes, plan, heads);
+        add_scatter(tally, layers, passes, plan, heads, element);
     }
-    add_ring(tally, layers, passes, plan, scattered_heads(heads, plan.config.a2a));
+    add_ring(tally, layers, passes, plan, scattered_heads(heads, plan.config.a2a), element);
 }
 
 void add_loss(Tally tally, StepShape const& shape, MicroBatch const& batch) {
@@ -178,7 +182,7 @@ std::string described(LedgerEntry const& entry) {
 }  // namespace
 
 Ledger expected_ledger(StepShape const& shape, ParameterLayout const& layout,
-                       std::vector<MicroBatch> const& batches, GridShape grid) {
+                       std::vector<MicroBatch> const& batches, GridShape grid, DType T) {
     Ledger ledger;
     auto const reduce = [&](char const* label, int group, std::int64_t floats) {
         if (group > 1) {
@@ -190,7 +194,7 @@ Ledger expected_ledger(StepShape const& shape, ParameterLayout const& layout,
         }
     };
     for (MicroBatch const& batch : batches) {
-        add_attention(ledger, shape, layout.config, batch.plan);
+        add_attention(ledger, shape, layout.config, batch.plan, T);
         if (grid.cp > 1) {
             add_loss({ledger}, shape, batch);
         }

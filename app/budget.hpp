@@ -13,9 +13,10 @@ namespace cpstep {
 
 /// Calls and bytes per label of one step on one rank; app/CONTEXT_PARALLEL.md has the table.
 /// A micro-batch: what its method, layout and loss path send; once a step: advantages.whiten, grad,
-/// metrics. Groups of one cost nothing.
+/// metrics. Groups of one cost nothing. T: the type activations travel in.
 Ledger expected_ledger(StepShape const& shape, ParameterLayout const& layout,
-                       std::vector<MicroBatch> const& batches, GridShape grid);
+                       std::vector<MicroBatch> const& batches, GridShape grid,
+                       DType T = DType::f32);
 
 /// One line per label that differs; empty when equal.
 std::vector<std::string> ledger_difference(Ledger const& expected, Ledger const& actual);

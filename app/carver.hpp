@@ -1,18 +1,18 @@
-// One block of floats handed out as matrices.
+// One block of memory handed out as matrices.
 #pragma once
 
 #include "cuda/tensor.hpp"
 
 namespace cpstep {
 
-/// The contiguous matrix that begins at element `offset` of a contiguous block.
-inline Tensor matrix_at(Tensor block, std::int64_t offset, std::int64_t rows, std::int64_t cols) {
-    Tensor flat = block;
-    flat.rows = block.elements();
-    flat.cols = flat.stride = 1;
-    Tensor part = flat.row_range(offset, rows * cols);
-    part.rows = rows;
-    part.cols = part.stride = cols;
+/// The contiguous matrix that begins `offset` bytes into a contiguous block.
+inline Tensor matrix_at(Tensor block, std::int64_t offset, std::int64_t rows, std::int64_t cols,
+                        DType dtype) {
+    Tensor const part{static_cast<std::byte*>(block.data) + offset, dtype, rows, cols, cols};
+    require(offset >= 0 && offset + static_cast<std::int64_t>(part.bytes()) <=
+                               static_cast<std::int64_t>(block.bytes()),
+            ExitCode::internal, "a matrix of {} x {} at byte {} does not fit a block of {}", rows,
+            cols, offset, block.bytes());
     return part;
 }
 
@@ -21,16 +21,17 @@ class Carver {
   public:
     explicit Carver(Tensor block) : block_(block) {}
 
-    Tensor take(std::int64_t rows, std::int64_t cols) {
-        Tensor const part = matrix_at(block_, at_, rows, cols);
-        at_ += floats(rows, cols);
+    Tensor take(std::int64_t rows, std::int64_t cols, DType dtype) {
+        Tensor const part = matrix_at(block_, at_, rows, cols, dtype);
+        at_ += bytes(rows, cols, dtype);
         return part;
     }
 
-    /// Floats that take(rows, cols) uses up.
-    static constexpr std::int64_t floats(std::int64_t rows, std::int64_t cols) {
-        constexpr std::int64_t border = 64;
-        return (rows * cols + border - 1) / border * border;
+    /// Bytes that take(rows, cols, dtype) uses up.
+    static constexpr std::int64_t bytes(std::int64_t rows, std::int64_t cols, DType dtype) {
+        constexpr std::int64_t border = 256;
+        std::int64_t const taken = rows * cols * static_cast<std::int64_t>(element_bytes(dtype));
+        return (taken + border - 1) / border * border;
     }
 
   private:

@@ -15,20 +15,20 @@ bool gathers(CpPlan const& plan) {
 
 }  // namespace
 
-std::int64_t attention_kept_floats(CpPlan const& plan, HeadShape shape) {
+std::int64_t attention_kept_bytes(CpPlan const& plan, HeadShape shape, DType T) {
     if (gathers(plan)) {
-        return GatherAttention::kept_floats(plan, shape);
+        return GatherAttention::kept_bytes(plan, shape, T);
     }
-    return plan.config.a2a > 1 ? HeadAttention::kept_floats(plan, shape) : 0;
+    return plan.config.a2a > 1 ? HeadAttention::kept_bytes(plan, shape, T) : 0;
 }
 
-std::int64_t attention_workspace_floats(CpPlan const& plan, HeadShape shape) {
+std::int64_t attention_workspace_bytes(CpPlan const& plan, HeadShape shape, DType T) {
     if (gathers(plan)) {
-        return GatherAttention::workspace_floats(plan, shape);
+        return GatherAttention::workspace_bytes(plan, shape, T);
     }
     std::int64_t const ring =
-        RingAttention::workspace_floats(plan.ring, scattered_heads(shape, plan.config.a2a));
-    return ring + (plan.config.a2a > 1 ? HeadAttention::workspace_floats(plan, shape) : 0);
+        RingAttention::workspace_bytes(plan.ring, scattered_heads(shape, plan.config.a2a), T);
+    return ring + (plan.config.a2a > 1 ? HeadAttention::workspace_bytes(plan, shape, T) : 0);
 }
 
 std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Trace& trace,
@@ -41,13 +41,16 @@ std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Tra
         return std::make_unique<RingAttention>(backend, grid.ring(), trace, shape, plan.ring,
                                                workspace);
     }
+    DType const T = backend.compute_dtype();
     HeadShape const local = scattered_heads(shape, plan.config.a2a);
-    std::int64_t const own = HeadAttention::workspace_floats(plan, shape);
+    std::int64_t const own = HeadAttention::workspace_bytes(plan, shape, T);
     auto ring = std::make_unique<RingAttention>(
         backend, grid.ring(), trace, local, plan.ring,
-        matrix_at(workspace, own, RingAttention::workspace_floats(plan.ring, local), 1));
+        matrix_at(workspace, own, RingAttention::workspace_bytes(plan.ring, local, T) / 4, 1,
+                  DType::f32));
     return std::make_unique<HeadAttention>(backend, grid.a2a(), trace, shape, plan,
-                                           matrix_at(workspace, 0, own, 1), std::move(ring));
+                                           matrix_at(workspace, 0, own / 4, 1, DType::f32),
+                                           std::move(ring));
 }
 
 }  // namespace cpstep

@@ -11,8 +11,9 @@
 namespace cpstep {
 
 /// One method on one micro-batch. q, o (S, H*D) and kv (S, 2*G*D: K columns, then V columns) are
-/// this rank's rows, contiguous; o comes out global: over all keys of the sequence, wherever they
-/// live.
+/// this rank's rows, contiguous, of the backend's compute type; lse f32. o comes out global: over
+/// all keys of the sequence, wherever they live. Partial results of several calls are summed in f32
+/// and rounded once; keys travel in the compute type, dK/dV in f32.
 class CpAttention {
   public:
     CpAttention() = default;
@@ -20,8 +21,10 @@ class CpAttention {
     CpAttention& operator=(CpAttention const&) = delete;
     virtual ~CpAttention() = default;
 
-    /// lse (S, H) and kept (attention_kept_floats(), 1) are memory of the layer that backward gets
-    /// again.
+    /// Starts bringing other ranks' keys here, before the queries are known; forward() of the same
+    /// layer follows. kept: attention_kept_bytes() of memory of the layer that backward gets again.
+    virtual void begin_forward(Tensor kv, Tensor kept) = 0;
+    /// lse (S, H) is memory of the layer too.
     virtual void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) = 0;
     /// Overwrites dq and dkv, shaped like q and kv: the gradient of this rank's rows, from all
     /// ranks.
@@ -29,15 +32,16 @@ class CpAttention {
                           Tensor lse, Tensor kept) = 0;
 };
 
-/// The method of `plan`. `workspace` (attention_workspace_floats(), 1) is used within a call only,
-/// so micro-batches may share it; plan, grid, trace and backend must outlive the result.
+/// The method of `plan`. `workspace`, attention_workspace_bytes() large, is used from begin_forward
+/// to the end of forward and within backward only, so micro-batches may share it; plan, grid, trace
+/// and backend must outlive the result.
 std::unique_ptr<CpAttention> make_cp_attention(Backend& backend, Grid& grid, Trace& trace,
                                                HeadShape shape, CpPlan const& plan,
                                                Tensor workspace);
 
-/// Floats that live from a layer's forward to its backward, and floats of scratch.
-std::int64_t attention_kept_floats(CpPlan const& plan, HeadShape shape);
-std::int64_t attention_workspace_floats(CpPlan const& plan, HeadShape shape);
+/// Bytes that live from a layer's forward to its backward, and bytes of scratch; T: compute type.
+std::int64_t attention_kept_bytes(CpPlan const& plan, HeadShape shape, DType T);
+std::int64_t attention_workspace_bytes(CpPlan const& plan, HeadShape shape, DType T);
 
 /// The K and the V columns of a (rows, 2*G*D) block.
 inline Tensor keys_of(Tensor kv) {

@@ -11,24 +11,56 @@
 
 namespace cpstep {
 
+namespace {
+
+/// Bytes of the BatchBuffers of one micro-batch: indices and columns, padded as small blocks are.
+std::int64_t input_bytes(MicroBatch const& batch) {
+    std::int64_t const Q = batch.loss_rows().size();
+    return 4 * (2 * batch.rows() + 7 * batch.response_count() + 8 * Q + 3 * batch.sample_count());
+}
+
+}  // namespace
+
 MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<VariantPlan> const& plans,
-                               Rollout const& rollout, Reduction const& reduction, bool ref) {
+                               Rollout const& rollout, Reduction const& reduction, bool ref,
+                               Backend const* backend) {
     ModelConfig const& config = layout.config;
     HeadShape const heads = heads_of(config);
+    MemoryRule const rule = backend != nullptr ? memory_rule(*backend) : MemoryRule{};
     MemoryEstimate estimate;
-    estimate.state = 4 * (TrainStep::state_floats(layout.size, ref) + layout.size);
+    estimate.state = TrainStep::state_bytes(layout.size, ref, rule.dtype);
+    estimate.copy = 4 * layout.size;
     estimate.results = std::ssize(plans) * 4 * (2 * layout.size);
     for (int rank = 0; rank < plans.front().grid.world; ++rank) {
         ModelCapacity capacity;
         std::int64_t wires = 0;
+        std::int64_t inputs = 0;
+        std::int64_t key_rows = 0;
         for (VariantPlan const& plan : plans) {
             auto const batches = make_micro_batches(plan, rollout, reduction, rank);
-            capacity.cover(capacity_of(batches, heads));
-            wires += 4 * workspace_of(batches, heads);
+            capacity.cover(capacity_of(batches, heads, rule.dtype));
+            wires += workspace_of(batches, heads, rule.dtype);
+            for (MicroBatch const& batch : batches) {
+                inputs += input_bytes(batch);
+                key_rows = std::max({key_rows, batch.rows(), batch.plan.join.all_rows()});
+            }
         }
         estimate.activations =
-            std::max(estimate.activations, 4 * Model::buffer_floats(config, capacity));
+            std::max(estimate.activations, Model::buffer_bytes(config, capacity, rule));
         estimate.wires = std::max(estimate.wires, wires);
+        estimate.inputs = std::max(estimate.inputs, inputs);
+        if (backend != nullptr) {
+            StepSizes const sizes{
+                .rows = capacity.rows,
+                .key_rows = key_rows,
+                .response_rows = capacity.response_rows,
+                .hidden = config.hidden_size,
+                .vocabulary = config.vocab_size,
+                .parameters = layout.size,
+                .heads = heads,
+                .keeps_logits = rule.keeps_logits(config, capacity.response_rows)};
+            estimate.scratch = std::max(estimate.scratch, backend->scratch_bytes(sizes));
+        }
     }
     return estimate;
 }
@@ -65,8 +97,19 @@ std::string human_bytes(std::int64_t bytes) {
     return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 1, units[unit]);
 }
 
+std::string describe_memory(MemoryEstimate const& memory, MemoryRule rule) {
+    return fmt::format(
+        "memory of a rank, at most: {} (model state {}, activations {}, attention wires {}, inputs "
+        "{}, scratch {}, initial weights {}, results on rank 0 {}); logits above {} are computed "
+        "again",
+        human_bytes(memory.total()), human_bytes(memory.state), human_bytes(memory.activations),
+        human_bytes(memory.wires), human_bytes(memory.inputs), human_bytes(memory.scratch),
+        human_bytes(memory.copy), human_bytes(memory.results),
+        human_bytes(rule.logits_limit_bytes));
+}
+
 std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const& rollout,
-                           MemoryEstimate const& memory, std::int64_t disk_bytes,
+                           MemoryEstimate const& memory, MemoryRule rule, std::int64_t disk_bytes,
                            std::string const& output) {
     std::string out;
     auto const to = std::back_inserter(out);
@@ -87,13 +130,7 @@ std::string describe_plans(std::vector<VariantPlan> const& plans, Rollout const&
             out += "\n";
         }
     }
-    fmt::format_to(to,
-                   "memory of a rank, at most: {} (model state {}, activations {}, attention wires "
-                   "{}, results "
-                   "on rank 0 {})\n",
-                   human_bytes(memory.total()), human_bytes(memory.state),
-                   human_bytes(memory.activations), human_bytes(memory.wires),
-                   human_bytes(memory.results));
+    out += describe_memory(memory, rule) + "\n";
     fmt::format_to(to, "disk, at most: {} in {} ({} free)\n", human_bytes(disk_bytes), output,
                    human_bytes(static_cast<std::int64_t>(free_bytes(output))));
     return out;

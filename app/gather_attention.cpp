@@ -34,12 +34,15 @@ std::vector<std::int32_t> as_in_reverse_order(JoinPlan const& join) {
 
 }  // namespace
 
-std::int64_t GatherAttention::kept_floats(CpPlan const& plan, HeadShape shape) {
-    return Carver::floats(plan.join.all_rows(), width_of(shape));
+std::int64_t GatherAttention::kept_bytes(CpPlan const& plan, HeadShape shape, DType T) {
+    return Carver::bytes(plan.join.all_rows(), width_of(shape), T);
 }
 
-std::int64_t GatherAttention::workspace_floats(CpPlan const& plan, HeadShape shape) {
-    return 2 * Carver::floats(plan.join.all_rows(), width_of(shape));
+std::int64_t GatherAttention::workspace_bytes(CpPlan const& plan, HeadShape shape, DType T) {
+    std::int64_t const rows = plan.join.all_rows();
+    return Carver::bytes(rows, width_of(shape), T) +
+           2 * Carver::bytes(rows, width_of(shape), DType::f32) +
+           (T == DType::f32 ? 0 : Carver::bytes(plan.own_rows, width_of(shape), DType::f32));
 }
 
 GatherAttention::GatherAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
@@ -56,16 +59,30 @@ GatherAttention::GatherAttention(Backend& backend, Comm& comm, Trace& trace, Hea
                                  : plan.join.ordered.data());
     backend.upload(joined_, plan.join.joined.data());
     Carver carver(workspace);
-    in_rank_order_ = carver.take(plan.join.all_rows(), width_of(shape));
-    gradient_ = carver.take(plan.join.all_rows(), width_of(shape));
+    DType const T = backend.compute_dtype();
+    std::int64_t const rows = plan.join.all_rows();
+    arrived_ = carver.take(rows, width_of(shape), T);
+    gradient_ = carver.take(rows, width_of(shape), DType::f32);
+    by_rank_ = carver.take(rows, width_of(shape), DType::f32);
+    if (T != DType::f32) {
+        own_gradient_ = carver.take(plan.own_rows, width_of(shape), DType::f32);
+    }
 }
 
-void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) {
-    Tensor const all = Carver(kept).take(plan_.join.all_rows(), width_of(shape_));
-    comm_.all_gather("cp.kv.gather", in_rank_order_, kv, plan_.join.rows);
+/// K and V of all ranks in position order.
+Tensor GatherAttention::all_keys(Tensor kept) const {
+    return Carver(kept).take(plan_.join.all_rows(), width_of(shape_), backend_.compute_dtype());
+}
+
+void GatherAttention::begin_forward(Tensor kv, Tensor /*kept*/) {
+    comm_.all_gather("cp.kv.gather", arrived_, kv, plan_.join.rows);
+}
+
+void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor /*kv*/, Tensor kept) {
+    Tensor const all = all_keys(kept);
     {
         Span const span = trace_.span(SpanKind::compute, "attention.reorder");
-        backend_.gather_rows(all, in_rank_order_, ordered_);
+        backend_.gather_rows(all, arrived_, ordered_);
     }
     Span const span = trace_.span(SpanKind::compute, "attention.forward");
     backend_.attention_forward(o, lse, q, keys_of(all), values_of(all), shape_, plan_.gathered,
@@ -74,19 +91,22 @@ void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor 
 
 void GatherAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor /*kv*/, Tensor o, Tensor d_o,
                                Tensor lse, Tensor kept) {
-    Tensor const all = Carver(kept).take(plan_.join.all_rows(), width_of(shape_));
+    Tensor const all = all_keys(kept);
     {
         Span const span = trace_.span(SpanKind::compute, "attention.backward");
-        backend_.zero(dq);
-        backend_.zero(gradient_);
         backend_.attention_backward(dq, keys_of(gradient_), values_of(gradient_), q, keys_of(all),
-                                    values_of(all), o, d_o, lse, shape_, plan_.gathered);
+                                    values_of(all), o, d_o, lse, shape_, plan_.gathered,
+                                    Accumulate::overwrite);
     }
     {
         Span const span = trace_.span(SpanKind::compute, "attention.reorder");
-        backend_.gather_rows(in_rank_order_, gradient_, joined_);
+        backend_.gather_rows(by_rank_, gradient_, joined_);
     }
-    comm_.reduce_scatter_sum("cp.dkv.reduce_scatter", dkv, in_rank_order_, plan_.join.rows);
+    Tensor const own = own_gradient_.absent() ? dkv : own_gradient_;
+    comm_.reduce_scatter_sum("cp.dkv.reduce_scatter", own, by_rank_, plan_.join.rows);
+    if (!own_gradient_.absent()) {
+        backend_.copy(dkv, own);
+    }
 }
 
 }  // namespace cpstep

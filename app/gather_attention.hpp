@@ -14,21 +14,26 @@ class GatherAttention final : public CpAttention {
     GatherAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, CpPlan const& plan,
                     Tensor workspace);
 
+    void begin_forward(Tensor kv, Tensor kept) override;
     void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) override;
     void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o, Tensor lse,
                   Tensor kept) override;
 
-    static std::int64_t kept_floats(CpPlan const& plan, HeadShape shape);
-    static std::int64_t workspace_floats(CpPlan const& plan, HeadShape shape);
+    static std::int64_t kept_bytes(CpPlan const& plan, HeadShape shape, DType T);
+    static std::int64_t workspace_bytes(CpPlan const& plan, HeadShape shape, DType T);
 
   private:
+    Tensor all_keys(Tensor kept) const;
+
     Backend& backend_;
     Comm& comm_;
     Trace& trace_;
     HeadShape shape_;
     CpPlan const& plan_;
-    Buffer ordered_, joined_;          // i32 row indices of JoinPlan
-    Tensor in_rank_order_, gradient_;  // workspace, (all rows, 2*G*D)
+    Buffer ordered_, joined_;  // i32 row indices of JoinPlan
+    // Workspace, (all rows, 2*G*D): keys as they arrive; their gradient, f32, in position order and
+    // in rank order; own rows of it, where they are rounded.
+    Tensor arrived_, gradient_, by_rank_, own_gradient_;
 };
 
 }  // namespace cpstep

@@ -44,19 +44,23 @@ std::int64_t scattered_kv_head(HeadShape shape, int size, int rank, std::int64_t
     return query / (shape.heads / shape.kv_heads);
 }
 
-std::int64_t HeadAttention::kept_floats(CpPlan const& plan, HeadShape shape) {
+std::int64_t HeadAttention::kept_bytes(CpPlan const& plan, HeadShape shape, DType T) {
     Widths const w(shape, plan.config.a2a);
     std::int64_t const rows = plan.join.all_rows();
-    return 2 * Carver::floats(rows, w.q) + Carver::floats(rows, w.kv) +
-           Carver::floats(rows, w.local.heads);
+    return 2 * Carver::bytes(rows, w.q, T) + Carver::bytes(rows, w.kv, T) +
+           Carver::bytes(rows, w.local.heads, DType::f32);
 }
 
-std::int64_t HeadAttention::workspace_floats(CpPlan const& plan, HeadShape shape) {
+std::int64_t HeadAttention::workspace_bytes(CpPlan const& plan, HeadShape shape, DType T) {
     Widths const w(shape, plan.config.a2a);
     std::int64_t const rows = plan.join.all_rows();
-    return Carver::floats(plan.own_rows * plan.config.a2a, w.q + w.kv) +
-           Carver::floats(rows, w.q + w.kv) + 2 * Carver::floats(rows, w.q) +
-           Carver::floats(rows, w.kv);
+    std::int64_t const sums =
+        T == DType::f32
+            ? 0
+            : Carver::bytes(plan.own_rows, 2 * shape.kv_heads * shape.head_dim, DType::f32);
+    return Carver::bytes(plan.own_rows * plan.config.a2a, w.q + w.kv, T) +
+           Carver::bytes(rows, w.q + w.kv, T) + 2 * Carver::bytes(rows, w.q, T) +
+           Carver::bytes(rows, w.kv, T) + sums;
 }
 
 HeadAttention::HeadAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
@@ -68,31 +72,41 @@ HeadAttention::HeadAttention(Backend& backend, Comm& comm, Trace& trace, HeadSha
       shape_(shape),
       local_(scattered_heads(shape, plan.config.a2a)),
       plan_(plan),
+      dtype_(backend.compute_dtype()),
       over_rows_(std::move(rows)),
       ordered_(uploaded(backend, plan.join.ordered)),
       joined_(uploaded(backend, plan.join.joined)) {
     std::int64_t const group_rows = plan.join.all_rows();
     Carver carver(workspace);
-    own_ = carver.take(plan.own_rows * plan.config.a2a, q_width() + kv_width());
-    group_ = carver.take(group_rows, q_width() + kv_width());
-    dq_ = carver.take(group_rows, q_width());
-    d_o_ = carver.take(group_rows, q_width());
-    dkv_ = carver.take(group_rows, kv_width());
+    own_ = carver.take(plan.own_rows * plan.config.a2a, q_width() + kv_width(), dtype_);
+    group_ = carver.take(group_rows, q_width() + kv_width(), dtype_);
+    dq_ = carver.take(group_rows, q_width(), dtype_);
+    d_o_ = carver.take(group_rows, q_width(), dtype_);
+    dkv_ = carver.take(group_rows, kv_width(), dtype_);
+    if (dtype_ != DType::f32) {
+        dkv_sum_ = carver.take(plan.own_rows, 2 * shape.kv_heads * shape.head_dim, DType::f32);
+    }
 }
 
 HeadAttention::Kept HeadAttention::kept_of(Tensor kept) const {
     Carver carver(kept);
     std::int64_t const rows = plan_.join.all_rows();
-    return {carver.take(rows, q_width()), carver.take(rows, kv_width()),
-            carver.take(rows, q_width()), carver.take(rows, local_.heads)};
+    return {carver.take(rows, q_width(), dtype_), carver.take(rows, kv_width(), dtype_),
+            carver.take(rows, q_width(), dtype_), carver.take(rows, local_.heads, DType::f32)};
 }
 
 Tensor HeadAttention::piece(int rank, std::int64_t width) const {
-    return matrix_at(own_, rank * plan_.own_rows * width, plan_.own_rows, width);
+    auto const piece_bytes =
+        plan_.own_rows * width * static_cast<std::int64_t>(element_bytes(dtype_));
+    return matrix_at(own_, rank * piece_bytes, plan_.own_rows, width, dtype_);
+}
+
+Tensor HeadAttention::own(std::int64_t width) const {
+    return matrix_at(own_, 0, plan_.own_rows * comm_.size(), width, dtype_);
 }
 
 Tensor HeadAttention::group(std::int64_t width) const {
-    return matrix_at(group_, 0, plan_.join.all_rows(), width);
+    return matrix_at(group_, 0, plan_.join.all_rows(), width, dtype_);
 }
 
 template <class F>
@@ -107,14 +121,12 @@ void HeadAttention::for_each_kv_head(int rank, Tensor piece, Tensor kv, F const&
 
 void HeadAttention::to_ranks(char const* label, std::int64_t width) {
     std::vector<std::int64_t> const sent(plan_.join.rows.size(), plan_.own_rows * width);
-    comm_.all_to_all(label, group(width), matrix_at(own_, 0, plan_.own_rows * comm_.size(), width),
-                     sent, scaled(plan_.join.rows, width));
+    comm_.all_to_all(label, group(width), own(width), sent, scaled(plan_.join.rows, width));
 }
 
 void HeadAttention::from_ranks(char const* label, std::int64_t width) {
     std::vector<std::int64_t> const received(plan_.join.rows.size(), plan_.own_rows * width);
-    comm_.all_to_all(label, matrix_at(own_, 0, plan_.own_rows * comm_.size(), width), group(width),
-                     scaled(plan_.join.rows, width), received);
+    comm_.all_to_all(label, own(width), group(width), scaled(plan_.join.rows, width), received);
 }
 
 void HeadAttention::forward(Tensor o, Tensor /*lse*/, Tensor q, Tensor kv, Tensor kept) {
@@ -137,6 +149,7 @@ void HeadAttention::forward(Tensor o, Tensor /*lse*/, Tensor q, Tensor kv, Tenso
         backend_.gather_rows(all.q, group(width).columns(0, q_width()), ordered_);
         backend_.gather_rows(all.kv, group(width).columns(q_width(), kv_width()), ordered_);
     }
+    over_rows_->begin_forward(all.kv, {});
     over_rows_->forward(all.o, all.lse, all.q, all.kv, {});
     {
         Span const span = trace_.span(SpanKind::compute, "attention.reorder");
@@ -173,12 +186,16 @@ void HeadAttention::backward(Tensor dq, Tensor dkv, Tensor /*q*/, Tensor /*kv*/,
     }
     from_ranks("cp.dqkv.a2a", width);
     Span const span = trace_.span(SpanKind::compute, "attention.reorder");
-    backend_.zero(dkv);
+    Tensor const sum = dkv_sum_.absent() ? dkv : dkv_sum_;
+    backend_.zero(sum);
     for (int rank = 0; rank < ranks; ++rank) {
         Tensor const from = piece(rank, width);
         backend_.copy(dq.columns(rank * q_width(), q_width()), from.columns(0, q_width()));
-        for_each_kv_head(rank, from.columns(q_width(), kv_width()), dkv,
+        for_each_kv_head(rank, from.columns(q_width(), kv_width()), sum,
                          [&](Tensor local, Tensor home) { backend_.add(home, local); });
+    }
+    if (!dkv_sum_.absent()) {
+        backend_.copy(dkv, sum);
     }
 }
 

@@ -20,13 +20,15 @@ class HeadAttention final : public CpAttention {
     HeadAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, CpPlan const& plan,
                   Tensor workspace, std::unique_ptr<CpAttention> rows);
 
+    /// Queries and keys travel together, in forward().
+    void begin_forward(Tensor /*kv*/, Tensor /*kept*/) override {}
     void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) override;
     void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o, Tensor lse,
                   Tensor kept) override;
 
-    static std::int64_t kept_floats(CpPlan const& plan, HeadShape shape);
+    static std::int64_t kept_bytes(CpPlan const& plan, HeadShape shape, DType T);
     /// Of this class alone, without that of the attention over rows.
-    static std::int64_t workspace_floats(CpPlan const& plan, HeadShape shape);
+    static std::int64_t workspace_bytes(CpPlan const& plan, HeadShape shape, DType T);
 
   private:
     /// What a layer keeps: all rows of the group in position order.
@@ -44,6 +46,7 @@ class HeadAttention final : public CpAttention {
     /// Pieces of `width` columns in own_ -> rows of the group in rank order in group_, and back.
     void to_ranks(char const* label, std::int64_t width);
     void from_ranks(char const* label, std::int64_t width);
+    Tensor own(std::int64_t width) const;
     Tensor group(std::int64_t width) const;
 
     Backend& backend_;
@@ -51,10 +54,12 @@ class HeadAttention final : public CpAttention {
     Trace& trace_;
     HeadShape shape_, local_;
     CpPlan const& plan_;
+    DType dtype_;
     std::unique_ptr<CpAttention> over_rows_;
     Buffer ordered_, joined_;  // i32 row indices of JoinPlan
     Tensor own_, group_;       // workspace, flat: own rows by rank; group rows in rank order
     Tensor dq_, dkv_, d_o_;    // workspace: group rows in position order
+    Tensor dkv_sum_;           // workspace, f32: own rows, where they are rounded
 };
 
 }  // namespace cpstep

@@ -88,8 +88,7 @@ std::vector<OptionSpec> rollout_options() {
         integer("rollout-batch-size", "prompts, 0: all", kNotNegative,
                 &Options::rollout_batch_size),
         integer("n-samples-per-prompt", "responses", kFromOne, &Options::n_samples_per_prompt),
-        integer("global-batch-size", "samples a step, 0: all", kNotNegative,
-                &Options::global_batch_size),
+        integer("global-batch-size", "samples, 0: all", kNotNegative, &Options::global_batch_size),
         integer("rollout-max-response-len", "tokens", {.low = 1, .high = kMaxTokens},
                 &Options::rollout_max_response_len),
         flag("rollout-fixed-response-len", "all of that length",
@@ -124,16 +123,16 @@ std::vector<OptionSpec> algorithm_options() {
         real("tis-clip-low", "lower bound", kNotNegative, loss(&PolicyLossOptions::tis_clip_low)),
         flag("use-kl-loss", "KL to the reference", loss_flag(&PolicyLossOptions::use_kl_loss)),
         real("kl-loss-coef", "its factor", kNotNegative, loss(&PolicyLossOptions::kl_loss_coef)),
-        choice("kl-loss-type", "estimator", {"k1", "k2", "k3", "low_var_kl"},
+        choice("kl-loss-type", "form", {"k1", "k2", "k3", "low_var_kl"},
                [](Options& o, std::size_t i) { o.loss.kl_type = static_cast<KlType>(i); }),
         flag("use-unbiased-kl", "weighted KL", loss_flag(&PolicyLossOptions::use_unbiased_kl)),
         real("entropy-coef", "entropy bonus", kNotNegative, loss(&PolicyLossOptions::entropy_coef)),
-        flag("calculate-per-token-loss", "mean over tokens, not samples",
+        flag("calculate-per-token-loss", "mean over all tokens",
              &Options::calculate_per_token_loss),
         flag("normalize-advantages", "whiten over the batch", &Options::normalize_advantages),
-        flag("disable-rewards-normalization", "rewards as they are, no group baseline",
+        flag("disable-rewards-normalization", "no group mean",
              [](Options& o, bool value) { o.rewards_normalization = !value; }),
-        flag("disable-grpo-std-normalization", "no division by the group's deviation",
+        flag("disable-grpo-std-normalization", "no group std",
              [](Options& o, bool value) { o.grpo_std_normalization = !value; }),
     };
 }
@@ -182,12 +181,33 @@ std::vector<OptionSpec> layout_options() {
         variant,
         must_be("tensor-model-parallel-size", 1, "must be 1", reason),
         must_be("pipeline-model-parallel-size", 1, "must be 1", reason),
-        fixed("device", "auto: cpu here", {"auto", "cpu"}),
-        fixed("transport", "auto: mpi", {"auto", "mpi"}),
         flag("use-dynamic-batch-size", "pack by tokens", &Options::use_dynamic_batch_size),
         integer("max-tokens-per-gpu", "a pack", kNotNegative, &Options::max_tokens_per_gpu),
         flag("balance-data", "even out tokens over ranks", &Options::balance_data),
         integer("micro-batch-size", "samples, if not packed", kFromOne, &Options::micro_batch_size),
+    };
+}
+
+std::vector<OptionSpec> processor_options() {
+    return {
+        choice("device", "auto: cuda if any", {"auto", "cuda", "cpu"},
+               [](Options& o, std::size_t i) { o.device = static_cast<DeviceKind>(i); }),
+        flag("allow-gpu-sharing", "several ranks on one GPU", &Options::allow_gpu_sharing),
+        choice("precision", "bf16 on cuda", {"auto", "bf16", "fp32"},
+               [](Options& o, std::size_t i) {
+                   o.precision = i == 0   ? std::nullopt
+                                 : i == 1 ? std::optional(Precision::bf16)
+                                          : std::optional(Precision::fp32);
+               }),
+        choice("attention-backend", "", {"auto", "cudnn", "reference"},
+               [](Options& o, std::size_t i) {
+                   o.attention_backend = static_cast<AttentionBackend>(i);
+               }),
+        choice("transport", "the wire", {"auto", "nccl", "ipc", "mpi"},
+               [](Options& o, std::size_t i) { o.transport = static_cast<Transport>(i); }),
+        integer("nccl-max-ctas", "SMs, 0: NCCL's choice", {.high = 1024}, &Options::nccl_max_ctas),
+        integer("threads", "a rank, 0: cores / ranks", {.high = 4096}, &Options::threads),
+        real("comm-timeout", "seconds", {.high = 86400, .low_open = true}, &Options::comm_timeout),
     };
 }
 
@@ -197,8 +217,6 @@ std::vector<OptionSpec> measurement_options() {
         integer("blocks", "ABBA blocks, 0: no timing", kNotNegative, &Options::blocks),
         integer("block-steps", "steps a visit", kFromOne, &Options::block_steps),
         real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
-        integer("threads", "a rank, 0: cores / ranks", {.high = 4096}, &Options::threads),
-        real("comm-timeout", "seconds", {.high = 86400, .low_open = true}, &Options::comm_timeout),
     };
 }
 
@@ -260,6 +278,7 @@ std::vector<OptionSpec> build_table() {
     add("Algorithm", algorithm_options());
     add("Optimizer", optimizer_options());
     add("Layout and batching", layout_options());
+    add("Processor and wires", processor_options());
     add("Measurement", measurement_options());
     add("Output", output_options());
     add("Accepted, not applicable", ignored_options());

@@ -96,6 +96,16 @@ void check_combinations(Options const& options) {
             named(options, "gate-ratio"), kGateBlocks, named(options, "blocks"), options.blocks);
 }
 
+void check_processor_settings(Options const& options) {
+    if (options.device == DeviceKind::cpu) {
+        require_host_settings(options, fmt::format("{} cpu", named(options, "device")));
+    }
+    require(options.attention_backend != AttentionBackend::cudnn ||
+                options.precision != Precision::fp32,
+            ExitCode::usage, "{} cudnn computes in bf16 only: leave it out or leave out {} fp32",
+            named(options, "attention-backend"), named(options, "precision"));
+}
+
 void list_not_applicable(Options& options) {
     for (OptionSpec const& spec : option_table()) {
         ResolvedValue const& value = options.resolved.at(spec.name);
@@ -225,8 +235,26 @@ Options parse_run_options(std::vector<std::string> const& arguments,
     apply_settings(options, from_line);
     fill_dependent_defaults(options);
     check_combinations(options);
+    check_processor_settings(options);
     list_not_applicable(options);
     return options;
+}
+
+void require_host_settings(Options const& options, std::string const& why) {
+    require(
+        options.precision != Precision::bf16, ExitCode::usage,
+        "{} bf16 needs a GPU ({}): the host computes in fp32 only, and bf16 emulated on it would "
+        "show neither the rounding nor the speed of a GPU; leave it out or take fp32",
+        named(options, "precision"), why);
+    for (auto const& [name, fits] :
+         {std::pair("attention-backend",
+                    options.attention_backend == AttentionBackend::automatic ||
+                        options.attention_backend == AttentionBackend::reference),
+          std::pair("transport", options.transport == Transport::automatic ||
+                                     options.transport == Transport::mpi)}) {
+        require(fits, ExitCode::usage, "{} {} needs a GPU ({}); leave it out", named(options, name),
+                options.resolved.at(name).value, why);
+    }
 }
 
 std::map<std::string, std::string> cpstep_environment() {

@@ -11,7 +11,9 @@
 
 #include "app/cp_config.hpp"
 #include "cuda/adamw.hpp"
+#include "cuda/cuda_device.hpp"
 #include "cuda/policy_loss.hpp"
+#include "mpi/wires.hpp"
 
 namespace cpstep {
 
@@ -32,6 +34,9 @@ struct HierarchicalSizes {
     std::int64_t product() const { return std::int64_t{a2a} * p2p; }
     friend bool operator==(HierarchicalSizes const&, HierarchicalSizes const&) = default;
 };
+
+/// Where a rank computes; automatic: on CUDA where this process sees a device.
+enum class DeviceKind : std::uint8_t { automatic, cuda, cpu };
 
 /// One --variant; variant_specs() fills in what it leaves out.
 struct NamedVariant {
@@ -86,12 +91,20 @@ struct Options {
     bool balance_data = false;
     std::int64_t micro_batch_size = 1;
 
+    // processor and wires
+    DeviceKind device = DeviceKind::automatic;
+    Transport transport = Transport::automatic;
+    std::optional<Precision> precision;  ///< none: bf16 on CUDA, fp32 on the host
+    AttentionBackend attention_backend = AttentionBackend::automatic;
+    bool allow_gpu_sharing = false;  ///< several ranks may compute on one GPU
+    int nccl_max_ctas = 0;           ///< SMs an NCCL call takes at most; 0: NCCL's choice
+    int threads = 0;                 ///< of the host, a rank; 0: cores / ranks of the host
+
     // verification and measurement
     int warmup_steps = 2;
     int blocks = 5;             ///< ABBA blocks; 0: no timing
     int block_steps = 1;        ///< steps a variant at each of its two visits of a block
     double gate_ratio = 0.0;    ///< 0: off
-    int threads = 0;            ///< a rank; 0: cores / ranks of the host
     double comm_timeout = 120;  ///< seconds
     bool self_test = false;     ///< plant known bugs and see whether the verdict finds them
 
@@ -116,6 +129,9 @@ struct Options {
 /// Paths in the ini are relative to the current folder, not to the file.
 Options parse_run_options(std::vector<std::string> const& arguments,
                           std::map<std::string, std::string> const& environment);
+
+/// Error(usage) for a setting that needs a GPU where `why` there is none to compute on.
+void require_host_settings(Options const& options, std::string const& why);
 
 /// The process environment, CPSTEP_* only.
 std::map<std::string, std::string> cpstep_environment();

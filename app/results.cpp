@@ -137,7 +137,8 @@ VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Va
     result.advantages = partial.slice(4 * partial.tokens + partial.samples, partial.samples);
 
     result.ledger = variant.grid().ledger();
-    result.budget = expected_ledger(step.shape(), layout, variant.batches(), variant.plan().grid);
+    result.budget = expected_ledger(step.shape(), layout, variant.batches(), variant.plan().grid,
+                                    backend.compute_dtype());
     result.ledger_faults = gather_lines(world, ledger_difference(result.budget, result.ledger));
     sum_ledgers(world, result.ledger);
     sum_ledgers(world, result.budget);

@@ -17,7 +17,9 @@ std::int64_t rows_of(std::vector<std::int32_t> const& index) {
 /// Rows of the largest of each kind of block.
 struct RingSizes {
     explicit RingSizes(RingPlan const& plan)
-        : by_ring(rows_of(plan.home_by_ring)), straight(rows_of(plan.home_straight)) {
+        : own(plan.steps.front().rows),
+          by_ring(rows_of(plan.home_by_ring)),
+          straight(rows_of(plan.home_straight)) {
         for (std::size_t i = 0; i < plan.steps.size(); ++i) {
             RingStep const& step = plan.steps[i];
             visiting = std::max(visiting, i == 0 ? 0 : step.rows);
@@ -25,17 +27,27 @@ struct RingSizes {
             home = std::max(home, rows_of(step.home_rows));
         }
     }
-    std::int64_t visiting = 0, pass = 0, home = 0, by_ring, straight;
+    std::int64_t own, visiting = 0, pass = 0, home = 0, by_ring, straight;
 };
 
 }  // namespace
 
-std::int64_t RingAttention::workspace_floats(RingPlan const& plan, HeadShape shape) {
+std::int64_t RingAttention::workspace_bytes(RingPlan const& plan, HeadShape shape, DType T) {
+    if (plan.size == 1) {
+        return 0;
+    }
     RingSizes const sizes(plan);
     std::int64_t const width = 2 * shape.kv_heads * shape.head_dim;
-    return 5 * Carver::floats(sizes.visiting, width) + 3 * Carver::floats(sizes.pass, width) +
-           2 * Carver::floats(sizes.home, width) + Carver::floats(sizes.by_ring, width) +
-           Carver::floats(sizes.straight, width);
+    std::int64_t const q_width = shape.heads * shape.head_dim;
+    auto const sums = [&](std::int64_t rows, std::int64_t cols) {
+        return Carver::bytes(rows, cols, DType::f32);
+    };
+    std::int64_t const wide =
+        T == DType::f32 ? 0 : 2 * sums(sizes.own, q_width) + sums(sizes.own, width);
+    return 2 * Carver::bytes(sizes.visiting, width, T) + Carver::bytes(sizes.pass, width, T) +
+           3 * sums(sizes.visiting, width) + 2 * sums(sizes.pass, width) +
+           2 * sums(sizes.home, width) + sums(sizes.by_ring, width) + sums(sizes.straight, width) +
+           wide;
 }
 
 RingAttention::RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape,
@@ -51,17 +63,26 @@ RingAttention::RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadSha
     home_straight_rows_ = uploaded(backend, plan.home_straight);
     RingSizes const sizes(plan);
     std::int64_t const width = 2 * shape.kv_heads * shape.head_dim;
+    DType const T = backend.compute_dtype();
     Carver carver(workspace);
+    auto const sums = [&](std::int64_t rows, std::int64_t cols) {
+        return carver.take(rows, cols, DType::f32);
+    };
     for (int i = 0; i < 2; ++i) {
-        kv_[i] = carver.take(sizes.visiting, width);
-        sum_[i] = carver.take(sizes.visiting, width);
-        sent_sum_[i] = carver.take(sizes.pass, width);
-        sent_home_[i] = carver.take(sizes.home, width);
+        kv_[i] = carver.take(sizes.visiting, width, T);
+        sum_[i] = sums(sizes.visiting, width);
+        sent_sum_[i] = sums(sizes.pass, width);
+        sent_home_[i] = sums(sizes.home, width);
     }
-    share_ = carver.take(sizes.visiting, width);
-    sent_kv_ = carver.take(sizes.pass, width);
-    by_ring_ = carver.take(sizes.by_ring, width);
-    straight_ = carver.take(sizes.straight, width);
+    share_ = sums(sizes.visiting, width);
+    sent_kv_ = carver.take(sizes.pass, width, T);
+    by_ring_ = sums(sizes.by_ring, width);
+    straight_ = sums(sizes.straight, width);
+    if (T != DType::f32) {
+        wide_o_ = sums(sizes.own, shape.heads * shape.head_dim);
+        wide_dq_ = sums(sizes.own, shape.heads * shape.head_dim);
+        wide_dkv_ = sums(sizes.own, width);
+    }
 }
 
 /// Where the block of step i > 0 arrives.
@@ -103,24 +124,39 @@ void RingAttention::fold_in(std::size_t i, Tensor o, Tensor lse, Tensor q, Tenso
     }
 }
 
-void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*kept*/) {
-    Tensor at_hand = kv;
+std::size_t RingAttention::forward_steps() const {
+    return plan_.steps.size() - (planted(Fault::ring_step_missing) && plan_.size > 1 ? 1 : 0);
+}
+
+void RingAttention::begin_forward(Tensor kv, Tensor /*kept*/) {
+    at_hand_ = kv;
     if (planted(Fault::kv_of_previous_layer) && last_kv_.rows == kv.rows) {
-        at_hand = last_kv_;
+        at_hand_ = last_kv_;
     }
     last_kv_ = kv;
-    std::size_t const steps =
-        plan_.steps.size() - (planted(Fault::ring_step_missing) && plan_.size > 1 ? 1 : 0);
+    ticket_ = forward_steps() > 1 ? begin_block_hop("cp.kv", 0, at_hand_) : -1;
+}
+
+void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*kept*/) {
+    Tensor const sum = summed(o, wide_o_);
+    Tensor at_hand = at_hand_;
+    std::size_t const steps = forward_steps();
     for (std::size_t i = 0; i < steps; ++i) {
         bool const hops = i + 1 < steps;
-        int const ticket = hops ? begin_block_hop("cp.kv", i, at_hand) : -1;
+        if (hops && i > 0) {
+            ticket_ = begin_block_hop("cp.kv", i, at_hand);
+        }
         if (plan_.steps[i].chunks > 0) {
-            fold_in(i, o, lse, q, i == 0 ? kv : at_hand);
+            fold_in(i, sum, lse, q, i == 0 ? kv : at_hand);
         }
         if (hops) {
-            comm_.end_exchange(ticket);
+            comm_.end_exchange(ticket_);
             at_hand = received_block(i + 1);
         }
+    }
+    if (!wide_o_.absent()) {
+        Span const span = trace_.span(SpanKind::compute, "attention.round");
+        backend_.copy(o, sum);
     }
 }
 
@@ -128,9 +164,12 @@ void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*
 void RingAttention::add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, Tensor at_hand,
                               Tensor o, Tensor d_o, Tensor lse) {
     Span const span = trace_.span(SpanKind::compute, "attention.backward");
-    backend_.zero(share);
+    if (i > 0 && plan_.size > 1) {
+        backend_.zero(share);
+    }
     backend_.attention_backward(dq, keys_of(share), values_of(share), q, keys_of(at_hand),
-                                values_of(at_hand), o, d_o, lse, shape_, plan_.steps[i].segments);
+                                values_of(at_hand), o, d_o, lse, shape_, plan_.steps[i].segments,
+                                i == 0 ? Accumulate::overwrite : Accumulate::merge);
 }
 
 /// Hands the sum of step i on, or to its owner if that is the next rank, and receives that of step
@@ -174,7 +213,8 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
         fold_in(0, unused, local, q, kv);
         lse = local;
     }
-    backend_.zero(dq);
+    Tensor const dq_sum = summed(dq, wide_dq_);
+    Tensor const dkv_sum = summed(dkv, wide_dkv_);
     Tensor at_hand = kv;
     int sum_ticket = -1;
     int home_ticket = -1;
@@ -182,17 +222,17 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
     auto const end_way_home = [&](std::size_t i) {
         comm_.end_exchange(home_ticket);
         if (plan_.steps[i].home_from >= 0 && !planted(Fault::dkv_not_returned_home)) {
-            backend_.scatter_add_rows(dkv, straight_, home_straight_rows_);
+            backend_.scatter_add_rows(dkv_sum, straight_, home_straight_rows_);
         }
     };
     for (std::size_t i = 0; i < steps; ++i) {
         bool const hops = i + 1 < steps;
         bool const busy = plan_.steps[i].chunks > 0;
         int const block_ticket = hops ? begin_block_hop("cp.kv.backward", i, at_hand) : -1;
-        Tensor const sum = i == 0 ? dkv : sum_[i % 2].row_range(0, plan_.steps[i].rows);
+        Tensor const sum = i == 0 ? dkv_sum : sum_[i % 2].row_range(0, plan_.steps[i].rows);
         Tensor const share = i < 2 ? sum : share_.row_range(0, plan_.steps[i].rows);
         if (busy) {
-            add_share(i, share, dq, q, at_hand, o, d_o, lse);
+            add_share(i, share, dq_sum, q, at_hand, o, d_o, lse);
         }
         if (i > 1) {
             comm_.end_exchange(sum_ticket);
@@ -216,10 +256,15 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
     comm_.end_exchange(sum_ticket);
     end_way_home(steps - 1);
     if (plan_.receives_by_ring && !planted(Fault::dkv_not_returned_home)) {
-        backend_.scatter_add_rows(dkv, by_ring_, home_by_ring_rows_);
+        backend_.scatter_add_rows(dkv_sum, by_ring_, home_by_ring_rows_);
         if (planted(Fault::dkv_doubled)) {
-            backend_.scatter_add_rows(dkv, by_ring_, home_by_ring_rows_);
+            backend_.scatter_add_rows(dkv_sum, by_ring_, home_by_ring_rows_);
         }
+    }
+    if (!wide_dq_.absent()) {
+        Span const span = trace_.span(SpanKind::compute, "attention.round");
+        backend_.copy(dq, dq_sum);
+        backend_.copy(dkv, dkv_sum);
     }
 }
 

@@ -19,11 +19,12 @@ class RingAttention final : public CpAttention {
     RingAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, RingPlan const& plan,
                   Tensor workspace);
 
+    void begin_forward(Tensor kv, Tensor kept) override;
     void forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor kept) override;
     void backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor o, Tensor d_o, Tensor lse,
                   Tensor kept) override;
 
-    static std::int64_t workspace_floats(RingPlan const& plan, HeadShape shape);
+    static std::int64_t workspace_bytes(RingPlan const& plan, HeadShape shape, DType T);
 
   private:
     /// Row indices of one step in the backend's memory.
@@ -37,6 +38,9 @@ class RingAttention final : public CpAttention {
     int begin_sum_hop(std::size_t i);
     int begin_way_home(std::size_t i);
     Tensor received_block(std::size_t i) const;
+    std::size_t forward_steps() const;
+    /// `t` itself, or where partial results of its shape are summed in f32.
+    Tensor summed(Tensor t, Tensor wide) const { return wide.absent() ? t : wide; }
 
     Backend& backend_;
     Comm& comm_;
@@ -49,7 +53,11 @@ class RingAttention final : public CpAttention {
     std::array<Tensor, 2> kv_, sum_;
     std::array<Tensor, 2> sent_sum_, sent_home_;  // rows of a sum that part ways
     Tensor sent_kv_, share_, by_ring_, straight_;
-    Tensor last_kv_;  // of the layer before
+    // f32 sums of o, dq and own dK/dV, where these are rounded; absent where they are f32.
+    Tensor wide_o_, wide_dq_, wide_dkv_;
+    Tensor at_hand_;   // block of step 0 of the layer at hand
+    Tensor last_kv_;   // of the layer before
+    int ticket_ = -1;  // of the first hop
 };
 
 }  // namespace cpstep

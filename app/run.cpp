@@ -1,6 +1,5 @@
 #include "app/run.hpp"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +12,8 @@
 #include <sstream>
 
 #include "app/commit.hpp"
+#include "app/processor.hpp"
+#include "app/reference.hpp"
 #include "app/report.hpp"
 #include "app/run_directory.hpp"
 #include "app/run_file.hpp"
@@ -24,16 +25,6 @@
 namespace cpstep {
 
 namespace {
-
-/// Cores this rank may use: its share of the host, or its binding if the launcher made one.
-int default_threads(World const& world) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    long const online = sysconf(_SC_NPROCESSORS_ONLN);
-    int const allowed =
-        sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(online);
-    return std::max(1, allowed < online ? allowed : allowed / world.local_size());
-}
 
 std::string utc_now() {
     std::time_t const now = std::time(nullptr);
@@ -56,7 +47,9 @@ class Run {
     ExitCode execute();
 
   private:
+    void plan_memory();
     void open_output();
+    void compute_reference(std::vector<float> const& policy, std::vector<float> const& reference);
     void verify();
     void compare();
     void widen_if_noisy();
@@ -71,7 +64,9 @@ class Run {
     std::string run_id_;
     std::int64_t epoch_unix_ns_ = 0;
     std::unique_ptr<RunDirectory> directory_;
-    std::unique_ptr<Backend> backend_;
+    Processor processor_;
+    Backend& backend_;
+    std::unique_ptr<Wires> wires_;
     std::unique_ptr<Trace> trace_;
     std::unique_ptr<TrainStep> step_;
     std::vector<std::unique_ptr<Variant>> variants_;
@@ -104,7 +99,11 @@ std::unique_ptr<Trace> make_trace(Setup const& setup, RankFileInfo const& info) 
     return std::make_unique<Trace>(setup.options.output, info, specs, indices);
 }
 
-Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
+Run::Run(World& world, Setup& setup)
+    : world_(world),
+      setup_(setup),
+      processor_(make_processor(world, setup.options)),
+      backend_(*processor_.backend) {
     Options const& options = setup.options;
     std::int64_t const started = now_ns();
     epoch_unix_ns_ = unix_ns();
@@ -120,37 +119,78 @@ Run::Run(World& world, Setup& setup) : world_(world), setup_(setup) {
     run_id_ = world.broadcast(fmt::format("{}-{}-{}", facts_.start_utc, world.host(), getpid()));
     report_.plans = setup.plans;
 
+    wires_ = make_wires(world, backend_, wire_options(options));
+    facts_.backend = backend_.description();
+    facts_.wires = wires_->description();
+    plan_memory();
     std::vector<float> policy;
     std::vector<float> reference;
     world.collectively([&] {
-        require_memory(setup.memory(), world.local_size(), available_memory());
         policy = load_policy(setup);
         reference = load_reference(setup);
     });
     open_output();
-    int const threads = options.threads > 0 ? options.threads : default_threads(world);
-    backend_ = make_host_backend(threads);
-    facts_.backend = backend_->description();
+    if (processor_.precision != Precision::fp32) {
+        compute_reference(policy, reference);
+    }
     world.collectively([&] {
         RankFileInfo const info{world.rank(), world.size(), world.host(),
                                 run_id_,      started,      epoch_unix_ns_};
         trace_ = make_trace(setup, info);
+        trace_->set_backend(&backend_);
     });
     ModelCapacity capacity;
     for (VariantPlan const& plan : setup.plans) {
-        variants_.push_back(std::make_unique<Variant>(plan, world, *backend_, *trace_,
+        variants_.push_back(std::make_unique<Variant>(plan, world, *wires_, backend_, *trace_,
                                                       setup.layout.config, setup.samples.rollout,
                                                       setup.reduction));
-        capacity.cover(capacity_of(variants_.back()->batches(), heads_of(setup.layout.config)));
+        capacity.cover(capacity_of(variants_.back()->batches(), heads_of(setup.layout.config),
+                                   backend_.compute_dtype()));
     }
     world.collectively([&] {
-        step_ =
-            std::make_unique<TrainStep>(*backend_, *trace_, options, setup.layout, setup.samples,
-                                        capacity, std::move(policy), std::move(reference));
+        step_ = std::make_unique<TrainStep>(backend_, *trace_, options, setup.layout, setup.samples,
+                                            capacity, std::move(policy), std::move(reference));
     });
     for (auto& variant : variants_) {
         step_->prepare(*variant);
     }
+}
+
+/// Before anything is taken: what a rank will take, and whether the ranks of a device (of a host,
+/// without one) have room for it.
+void Run::plan_memory() {
+    MemoryEstimate const plan = setup_.memory(&backend_);
+    std::int64_t const wanted = processor_.on_host() ? plan.total() - plan.results : plan.device();
+    facts_.planned_device_bytes = processor_.on_host() ? 0 : plan.device();
+    if (world_.root() && !setup_.options.quiet) {
+        fmt::print(stderr, "cpstep: {}\n", describe_memory(plan, memory_rule(backend_)));
+    }
+    if (processor_.on_host()) {
+        world_.collectively([&] { require_memory(plan, world_.local_size(), available_memory()); });
+        return;
+    }
+    auto const sharers = world_.gather(fmt::format("{} {}", world_.host(), processor_.device));
+    auto const ranks = std::count(sharers.begin(), sharers.end(),
+                                  sharers[static_cast<std::size_t>(world_.rank())]);
+    world_.collectively([&] {
+        std::int64_t const available = cuda_device_info(processor_.ordinal).free_bytes;
+        require(wanted * ranks <= available, ExitCode::input_data,
+                "{} needs up to {} for {} rank{}, {} are free: take fewer samples, a smaller "
+                "--max-tokens-per-gpu or --micro-batch-size, or more GPUs",
+                processor_.device, human_bytes(wanted * ranks), ranks, ranks == 1 ? "" : "s",
+                human_bytes(available));
+    });
+}
+
+/// The baseline in fp32, whose memory is given back before the run takes its own.
+void Run::compute_reference(std::vector<float> const& policy, std::vector<float> const& reference) {
+    if (world_.root() && !setup_.options.quiet) {
+        fmt::print(stderr, "cpstep: computing the baseline in fp32, the reference of {}\n",
+                   facts_.precision);
+    }
+    auto const exact = make_reference_backend(world_, processor_, setup_.options);
+    auto const wires = make_wires(world_, *exact, wire_options(setup_.options));
+    report_.reference = reference_result(world_, *exact, *wires, setup_, policy, reference);
 }
 
 void Run::open_output() {
@@ -183,7 +223,7 @@ void Run::verify() {
     for (auto& variant : variants_) {
         StepMetrics metrics;
         progress(timed_step(world_, *trace_, *step_, *variant, -1, &metrics));
-        report_.results.push_back(collect_result(world_, *backend_, *step_, *variant, setup_.layout,
+        report_.results.push_back(collect_result(world_, backend_, *step_, *variant, setup_.layout,
                                                  setup_.samples.rollout, metrics));
         write_shards(*variant, report_.results.back());
     }
@@ -194,10 +234,10 @@ void Run::verify() {
 }
 
 /// A difference above the bounds derived from sizes is held against what the baseline itself does
-/// when every weight moves by one ulp.
+/// when every weight moves by one ulp. (In bf16 bounds are measured in the first place.)
 void Run::widen_if_noisy() {
-    bool const wanted =
-        world_.root() && fails_within_reach_of_noise(report_) && report_.nonfinite.empty();
+    bool const wanted = world_.root() && processor_.precision == Precision::fp32 &&
+                        fails_within_reach_of_noise(report_) && report_.nonfinite.empty();
     if (world_.broadcast(wanted ? "measure" : "skip") != "measure") {
         return;
     }
@@ -206,7 +246,7 @@ void Run::widen_if_noisy() {
     }
     Variant& baseline = *variants_.front();
     StepMetrics const metrics = step_->run_nudged(baseline);
-    VariantResult const noisy = collect_result(world_, *backend_, *step_, baseline, setup_.layout,
+    VariantResult const noisy = collect_result(world_, backend_, *step_, baseline, setup_.layout,
                                                setup_.samples.rollout, metrics);
     if (!world_.root()) {
         return;
@@ -242,8 +282,12 @@ void Run::compare() {
             report_.nonfinite = place.empty() ? "" : result.name + ": " + place;
         }
         if (&result != &base) {
-            auto const checks = compare_results(base, result, setup_.layout, rollout,
-                                                setup_.options.adamw, setup_.options.clip_grad);
+            auto const checks =
+                report_.reference
+                    ? compare_results_bf16(*report_.reference, base, result, setup_.layout, rollout,
+                                           setup_.options.adamw, setup_.options.clip_grad)
+                    : compare_results(base, result, setup_.layout, rollout, setup_.options.adamw,
+                                      setup_.options.clip_grad);
             report_.checks.insert(report_.checks.end(), checks.begin(), checks.end());
         }
         auto const alone = check_result(result);
@@ -277,6 +321,8 @@ void Run::write_outputs() {
     auto const events = world_.gather(
         fmt::format("{} {} {}", world_.host(), world_.local_rank(), trace_->event_count()));
     trace_->close();
+    facts_.peak_device_bytes =
+        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_device_bytes(backend_))));
     world_.set_deadline(std::chrono::hours(1));  // the others wait while rank 0 writes
     if (!world_.root()) {
         return;

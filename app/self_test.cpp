@@ -9,6 +9,7 @@
 #include <set>
 
 #include "app/parity.hpp"
+#include "app/processor.hpp"
 #include "app/results.hpp"
 #include "app/self_test_case.hpp"
 #include "app/step.hpp"
@@ -45,7 +46,7 @@ struct Probe {
 
 class SelfTest {
   public:
-    SelfTest(World& world, SelfTestCase const& input);
+    SelfTest(World& world, Wires& wires, Backend& backend, SelfTestCase const& input);
     ExitCode run();
 
   private:
@@ -67,7 +68,8 @@ class SelfTest {
     World& world_;
     SelfTestCase const& input_;
     Reduction reduction_;
-    std::unique_ptr<Backend> backend_;
+    Wires& wires_;
+    Backend& backend_;
     Trace trace_;
     ModelCapacity capacity_;
     Probe probes_[2];
@@ -88,11 +90,12 @@ std::string failures_text(Report const& report) {
     return failed > 1 ? fmt::format("{}, {} more", text, failed - 1) : text;
 }
 
-SelfTest::SelfTest(World& world, SelfTestCase const& input)
+SelfTest::SelfTest(World& world, Wires& wires, Backend& backend, SelfTestCase const& input)
     : world_(world),
       input_(input),
       reduction_(make_reduction(input.samples.rollout, false)),
-      backend_(make_host_backend(std::max(1, input.options.threads))),
+      wires_(wires),
+      backend_(backend),
       deadline_(world.deadline()) {
     HeadShape const heads = heads_of(input.layout.config);
     auto const grow = [&](CpConfig const& config) {
@@ -123,17 +126,17 @@ std::unique_ptr<Variant> SelfTest::variant(Probe const& probe, CpConfig const& c
     VariantPlan const plan =
         plan_variant(probe.options, input_.layout.config, input_.samples.rollout, world_.size(),
                      {std::move(name), config});
-    return std::make_unique<Variant>(plan, world_, *backend_, trace_, input_.layout.config,
+    return std::make_unique<Variant>(plan, world_, wires_, backend_, trace_, input_.layout.config,
                                      input_.samples.rollout, reduction_);
 }
 
 std::unique_ptr<TrainStep> SelfTest::new_step(Probe const& probe) {
-    return std::make_unique<TrainStep>(*backend_, trace_, probe.options, input_.layout,
+    return std::make_unique<TrainStep>(backend_, trace_, probe.options, input_.layout,
                                        input_.samples, capacity_, input_.policy, input_.reference);
 }
 
 VariantResult SelfTest::collected(Probe& probe, Variant& variant, StepMetrics const& metrics) {
-    return collect_result(world_, *backend_, *probe.step, variant, input_.layout,
+    return collect_result(world_, backend_, *probe.step, variant, input_.layout,
                           input_.samples.rollout, metrics);
 }
 
@@ -413,8 +416,17 @@ ExitCode self_test_command(World& world, Options const& options) {
         input.emplace(options.hf_checkpoint.empty() ? built_in_case(options, world.size())
                                                     : users_case(options, world.size()));
     });
+    Options settings = options;
+    world.collectively([&] {
+        require(options.precision != Precision::bf16, ExitCode::usage,
+                "--self-test computes in fp32, where no fault hides below a bound: leave out "
+                "--precision bf16");
+    });
+    settings.precision = Precision::fp32;
+    Processor const processor = make_processor(world, settings);
+    auto const wires = make_wires(world, *processor.backend, wire_options(settings));
     std::optional<SelfTest> test;
-    world.collectively([&] { test.emplace(world, *input); });
+    world.collectively([&] { test.emplace(world, *wires, *processor.backend, *input); });
     return test->run();
 }
 

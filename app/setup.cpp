@@ -63,7 +63,6 @@ Setup::Setup(Options chosen, int world_size)
     for (std::string const& option : options.not_applicable) {
         notes.push_back("not applicable: " + option);
     }
-    notes.emplace_back("host backend: step times say nothing about a GPU");
 }
 
 int Setup::total_steps() const {
@@ -87,8 +86,8 @@ std::int64_t Setup::disk_bytes() const {
                               samples.rollout.response_tokens(), events);
 }
 
-MemoryEstimate Setup::memory() const {
-    return estimate_memory(layout, plans, samples.rollout, reduction, has_ref_weights());
+MemoryEstimate Setup::memory(Backend const* backend) const {
+    return estimate_memory(layout, plans, samples.rollout, reduction, has_ref_weights(), backend);
 }
 
 std::string Setup::description() const {
@@ -97,7 +96,8 @@ std::string Setup::description() const {
                "\nmodel: {} parameters; batch: {} samples, {} tokens, {} of responses; {} steps\n",
                layout.size, samples.rollout.samples(), samples.rollout.token_offsets.back(),
                samples.rollout.response_tokens(), total_steps()) +
-           describe_plans(plans, samples.rollout, memory(), disk_bytes(), options.output.string());
+           describe_plans(plans, samples.rollout, memory(), {}, disk_bytes(),
+                          options.output.string());
 }
 
 namespace {

@@ -29,7 +29,8 @@ struct Setup {
     bool has_ref_weights() const { return !options.ref_load.empty(); }
     int total_steps() const;
     std::int64_t disk_bytes() const;
-    MemoryEstimate memory() const;
+    /// `backend`: the one that will run the step; null stands for the host's.
+    MemoryEstimate memory(Backend const* backend = nullptr) const;
     /// Text of --dry-run.
     std::string description() const;
 };

@@ -1,5 +1,7 @@
 #include "app/step.hpp"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -42,6 +44,29 @@ std::vector<float> nudged(std::vector<float> values, std::int64_t seed, std::uin
     return values;
 }
 
+/// bf16 holds the value exactly.
+bool is_bf16(float value) {
+    return (std::bit_cast<std::uint32_t>(value) & 0xffffU) == 0;
+}
+
+/// Sums over ranks and the norm, as `finish` downloads them.
+StepMetrics metrics_of(std::array<float, metric_count + 1> const& values,
+                       PolicyLossOptions const& loss) {
+    StepMetrics metrics{.pg_loss = values[metric_pg_loss],
+                        .kl_loss = values[metric_kl_loss],
+                        .entropy_loss = values[metric_entropy_loss],
+                        .pg_clipfrac = values[metric_pg_clipfrac],
+                        .ppo_kl = values[metric_ppo_kl],
+                        .opsm_clipfrac = values[metric_opsm_clipfrac],
+                        .tis_clipfrac = values[metric_tis_clipfrac],
+                        .grad_norm = values[metric_count]};
+    metrics.loss = metrics.pg_loss - loss.entropy_coef * metrics.entropy_loss;
+    if (loss.use_kl_loss) {
+        metrics.loss += loss.kl_loss_coef * metrics.kl_loss;
+    }
+    return metrics;
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, double>> StepMetrics::named() const {
@@ -71,28 +96,47 @@ StepShape step_shape(Options const& options, SampleSet const& samples) {
 
 TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
                      ParameterLayout const& layout, SampleSet const& samples,
-                     ModelCapacity capacity, std::vector<float> policy, std::vector<float> ref)
+                     ModelCapacity capacity, std::vector<float> policy, std::vector<float> ref,
+                     bool recompute_layers)
     : backend_(backend),
       trace_(trace),
       options_(options),
       layout_(layout),
       samples_(samples),
       shape_(step_shape(options, samples)),
-      model_(backend, trace, layout.config, capacity),
+      model_(backend, trace, layout.config, capacity, recompute_layers),
       initial_(std::move(policy)),
-      weights_(backend, layout.size, 1, DType::f32),
-      gradients_(backend, layout.size, 1, DType::f32),
-      moment1_(backend, layout.size, 1, DType::f32),
-      moment2_(backend, layout.size, 1, DType::f32),
-      metrics_(backend, metric_count, 1, DType::f32) {
+      weights_(backend, layout.size, 1, DType::f32, "weights"),
+      gradients_(backend, layout.size, 1, DType::f32, "gradients"),
+      moment1_(backend, layout.size, 1, DType::f32, "Adam's first moment"),
+      moment2_(backend, layout.size, 1, DType::f32, "Adam's second moment"),
+      metrics_(backend, metric_count + 1, 1, DType::f32, "metrics") {
+    DType const T = backend.compute_dtype();
     if (!ref.empty()) {
-        ref_ = Buffer(backend, layout.size, 1, DType::f32);
-        backend.upload(ref_, ref.data());
+        ref_ = Buffer(backend, layout.size, 1, T, "reference weights");
+        set_rounded(ref_, ref);
+    }
+    if (rounds()) {
+        rounded_ = Buffer(backend, layout.size, 1, T, "compute weights");
+        if (std::all_of(initial_.begin(), initial_.end(), is_bf16)) {
+            initial_rounded_ = Buffer(backend, layout.size, 1, T, "initial weights");
+            set_rounded(initial_rounded_, initial_);
+        }
     }
 }
 
-std::int64_t TrainStep::state_floats(std::int64_t parameters, bool ref) {
-    return parameters * (ref ? 5 : 4);
+std::int64_t TrainStep::state_bytes(std::int64_t parameters, bool ref, DType dtype) {
+    auto const T = static_cast<std::int64_t>(element_bytes(dtype));
+    return parameters * (4 * 4 + (ref ? T : 0) + (dtype == DType::f32 ? 0 : 2 * T));
+}
+
+/// `values` in the type of `to`; the gradients serve as the way there.
+void TrainStep::set_rounded(Tensor to, std::vector<float> const& values) {
+    Tensor const way = to.dtype == DType::f32 ? to : gradients_.tensor();
+    backend_.upload(way, values.data());
+    if (to.data != way.data) {
+        backend_.copy(to, way);
+    }
 }
 
 void TrainStep::prepare(Variant& variant) {
@@ -108,26 +152,43 @@ void TrainStep::prepare(Variant& variant) {
         upload(buffers.old_log_probs, rollout.old_log_probs);
         upload(buffers.ref_log_probs, rollout.ref_log_probs);
         upload(buffers.rollout_log_probs, rollout.rollout_log_probs);
+        upload(buffers.old_noise, samples_.old_noise);
+        upload(buffers.rollout_noise, samples_.rollout_noise);
+        backend_.upload(buffers.advantages,
+                        advantages_of(samples_.advantages, variant.batches()[i], rows).data());
     }
 }
 
 void TrainStep::reset() {
-    backend_.upload(weights_, initial_.data());
+    set_weights(initial_);
     backend_.zero(moment1_);
     backend_.zero(moment2_);
     backend_.synchronize();
 }
 
+void TrainStep::set_weights(std::vector<float> const& values) {
+    if (!initial_rounded_.tensor().absent() && &values == &initial_) {
+        backend_.copy(weights_, initial_rounded_);
+    } else {
+        backend_.upload(weights_, values.data());
+    }
+    if (rounds()) {
+        backend_.copy(rounded_, weights_);
+    }
+}
+
 StepMetrics TrainStep::run(Variant& variant) {
     if (shape_.ref_pass) {
-        Tensor const ref = ref_.tensor().absent() ? weights_.tensor() : ref_.tensor();
+        Tensor const ref = ref_.tensor().absent() ? compute_weights() : ref_.tensor();
         log_prob_pass(variant, "ref", ref, &BatchBuffers::ref_log_probs);
     }
     if (shape_.old_pass) {
-        log_prob_pass(variant, "old", weights_, &BatchBuffers::old_log_probs);
+        log_prob_pass(variant, "old", compute_weights(), &BatchBuffers::old_log_probs);
         perturb_old(variant);
     }
-    set_advantages(variant);
+    if (shape_.whiten) {
+        whiten_advantages(variant);
+    }
     backend_.zero(gradients_);
     backend_.zero(metrics_);
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {
@@ -137,6 +198,7 @@ StepMetrics TrainStep::run(Variant& variant) {
 }
 
 StepMetrics TrainStep::run_nudged(Variant& variant) {
+    require(!rounds(), ExitCode::internal, "a nudge of one ulp takes float weights");
     Tensor const ref = ref_;
     std::vector<float> kept(static_cast<std::size_t>(ref.elements()));
     reset();
@@ -171,26 +233,18 @@ void TrainStep::perturb_old(Variant& variant) {
     if (!samples_.synthetic_old) {
         return;
     }
-    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
-        ResponseRows const& rows = variant.batches()[i].loss_rows();
-        BatchBuffers& buffers = variant.buffers()[i];
-        std::vector<float> old(rows.index.size());
-        backend_.download(old.data(), buffers.old_log_probs);
-        std::vector<float> rollout = old;
-        for (std::size_t r = 0; r < old.size(); ++r) {
-            old[r] += samples_.old_noise.at(rows.index[r]);
-            rollout[r] += samples_.rollout_noise.at(rows.index[r]);
-        }
-        backend_.upload(buffers.old_log_probs, old.data());
-        backend_.upload(buffers.rollout_log_probs, rollout.data());
+    Span const span = trace_.span(SpanKind::compute, "old_noise");
+    for (BatchBuffers& buffers : variant.buffers()) {
+        backend_.copy(buffers.rollout_log_probs, buffers.old_log_probs);
+        backend_.add(buffers.old_log_probs, buffers.old_noise);
+        backend_.add(buffers.rollout_log_probs, buffers.rollout_noise);
     }
 }
 
-/// Advantages of the loss rows; whitening sums three numbers over DP x CP (every rank joins, with
-/// or without rows), each rank those of its own rows.
-void TrainStep::set_advantages(Variant& variant) {
+/// Whitening sums three numbers over DP x CP (every rank joins, with or without rows), each rank
+/// those of its own rows.
+void TrainStep::whiten_advantages(Variant& variant) {
     Span const span = trace_.span(SpanKind::pass, "advantages");
-    std::vector<std::vector<float>> rows;
     Moments moments;
     for (MicroBatch const& batch : variant.batches()) {
         Moments const local =
@@ -198,24 +252,21 @@ void TrainStep::set_advantages(Variant& variant) {
         moments.sum += local.sum;
         moments.sum_squares += local.sum_squares;
         moments.count += local.count;
-        rows.push_back(advantages_of(samples_.advantages, batch, batch.loss_rows()));
     }
-    if (shape_.whiten) {
-        std::array<float, 3> sums{static_cast<float>(moments.sum),
-                                  static_cast<float>(moments.sum_squares),
-                                  static_cast<float>(moments.count)};
-        Buffer wire(backend_, 3, 1, DType::f32);
-        backend_.upload(wire, sums.data());
-        if (!planted(Fault::whitening_over_dp_only)) {
-            variant.grid().dp_cp().all_reduce_sum("advantages.whiten", wire);
-        }
-        backend_.download(sums.data(), wire);
-        for (auto& values : rows) {
-            whiten(values, {sums[0], sums[1], sums[2]});
-        }
+    std::array<float, 3> sums{static_cast<float>(moments.sum),
+                              static_cast<float>(moments.sum_squares),
+                              static_cast<float>(moments.count)};
+    Buffer wire(backend_, 3, 1, DType::f32, "the moments of the advantages");
+    backend_.upload(wire, sums.data());
+    if (!planted(Fault::whitening_over_dp_only)) {
+        variant.grid().dp_cp().all_reduce_sum("advantages.whiten", wire);
     }
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-        backend_.upload(variant.buffers()[i].advantages, rows[i].data());
+    backend_.download(sums.data(), wire);
+    for (std::size_t i = 0; i < variant.batches().size(); ++i) {
+        MicroBatch const& batch = variant.batches()[i];
+        std::vector<float> values = advantages_of(samples_.advantages, batch, batch.loss_rows());
+        whiten(values, {sums[0], sums[1], sums[2]});
+        backend_.upload(variant.buffers()[i].advantages, values.data());
     }
 }
 
@@ -223,14 +274,15 @@ void TrainStep::train_batch(Variant& variant, std::size_t index) {
     BatchBuffers& b = variant.buffers()[index];
     CpAttention& attention = variant.attention(index);
     ModelOutput const output{b.log_probs, b.entropy};
-    ModelViews const weights = make_views(layout_, weights_);
+    ModelViews const weights = make_views(layout_, compute_weights());
     {
         Span const span = trace_.span(SpanKind::pass, "train_forward");
         model_.forward(weights, b.input(), attention, output);
     }
     {
         Span const span = trace_.span(SpanKind::pass, "loss");
-        variant.loss(index).apply(b, loss_inputs(b), options_.loss, metrics_);
+        variant.loss(index).apply(b, loss_inputs(b), options_.loss,
+                                  metrics_.tensor().row_range(0, metric_count));
     }
     Span const span = trace_.span(SpanKind::pass, "backward");
     model_.backward(weights, make_views(layout_, gradients_), b.input(), attention, output,
@@ -255,30 +307,22 @@ StepMetrics TrainStep::finish(Variant& variant) {
     if (!planted(Fault::gradient_over_dp_only)) {  // --self-test's DP group is of one rank
         variant.grid().dp_cp().all_reduce_sum("grad", gradients_);
     }
-    variant.grid().dp_cp().all_reduce_sum("metrics", metrics_);
-    std::array<float, metric_count> sums{};
-    backend_.download(sums.data(), metrics_);
-    StepMetrics metrics{.pg_loss = sums[metric_pg_loss],
-                        .kl_loss = sums[metric_kl_loss],
-                        .entropy_loss = sums[metric_entropy_loss],
-                        .pg_clipfrac = sums[metric_pg_clipfrac],
-                        .ppo_kl = sums[metric_ppo_kl],
-                        .opsm_clipfrac = sums[metric_opsm_clipfrac],
-                        .tis_clipfrac = sums[metric_tis_clipfrac]};
-    metrics.loss = metrics.pg_loss - options_.loss.entropy_coef * metrics.entropy_loss;
-    if (options_.loss.use_kl_loss) {
-        metrics.loss += options_.loss.kl_loss_coef * metrics.kl_loss;
+    Tensor const sums = metrics_.tensor().row_range(0, metric_count);
+    Tensor const norm = metrics_.tensor().row_range(metric_count, 1);
+    variant.grid().dp_cp().all_reduce_sum("metrics", sums);
+    {
+        Span const update = trace_.span(SpanKind::compute, "adamw");
+        AdamWOptions adamw = options_.adamw;
+        adamw.step = 1;
+        adamw.clip_grad = options_.clip_grad;
+        backend_.norm(norm, gradients_);
+        backend_.adamw(weights_, moment1_, moment2_, gradients_, norm, rounded_, layout_.ranges,
+                       adamw);
     }
-    Span const update = trace_.span(SpanKind::compute, "adamw");
-    metrics.grad_norm = std::sqrt(backend_.squared_norm(gradients_));
-    AdamWOptions adamw = options_.adamw;
-    adamw.step = 1;
-    if (options_.clip_grad > 0) {
-        adamw.gradient_scale = std::min(1.0, options_.clip_grad / (metrics.grad_norm + 1e-6));
-    }
-    backend_.adamw(weights_, moment1_, moment2_, gradients_, layout_.ranges, adamw);
+    std::array<float, metric_count + 1> values{};
+    backend_.download(values.data(), metrics_);
     backend_.synchronize();
-    return metrics;
+    return metrics_of(values, options_.loss);
 }
 
 }  // namespace cpstep

@@ -18,7 +18,7 @@ namespace cpstep {
 struct StepMetrics {
     double loss = 0, pg_loss = 0, kl_loss = 0, entropy_loss = 0;
     double pg_clipfrac = 0, ppo_kl = 0, opsm_clipfrac = 0, tis_clipfrac = 0;
-    double grad_norm = 0;  ///< before clipping
+    double grad_norm = 0;  ///< before clipping, of the gradient all ranks have
 
     /// Name and value in the order above.
     std::vector<std::pair<std::string, double>> named() const;
@@ -46,9 +46,10 @@ class TrainStep {
     /// `policy` and `ref` are layout.size long; ref may be empty (the policy is its own reference).
     TrainStep(Backend& backend, Trace& trace, Options const& options, ParameterLayout const& layout,
               SampleSet const& samples, ModelCapacity capacity, std::vector<float> policy,
-              std::vector<float> ref);
+              std::vector<float> ref, bool recompute_layers = false);
 
-    /// Copy recorded values into a variant's buffers; once, before its first step.
+    /// Copy recorded values, noise and advantages into a variant's buffers; once, before its first
+    /// step.
     void prepare(Variant& variant);
     /// Initial weights, zero moments: outside timed code.
     void reset();
@@ -63,14 +64,19 @@ class TrainStep {
     StepShape const& shape() const { return shape_; }
     PolicyLossOptions const& loss_options() const { return options_.loss; }
 
-    /// Floats of weights, reference, gradients and moments in the backend's memory.
-    static std::int64_t state_floats(std::int64_t parameters, bool ref);
+    /// Bytes of weights, reference, gradients and moments in the backend's memory. With a compute
+    /// type below f32: master weights f32, and rounded weights, initial ones and the reference.
+    static std::int64_t state_bytes(std::int64_t parameters, bool ref, DType dtype);
 
   private:
     void log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
                        Buffer BatchBuffers::* out);
     void perturb_old(Variant& variant);
-    void set_advantages(Variant& variant);
+    void whiten_advantages(Variant& variant);
+    void set_weights(std::vector<float> const& values);
+    void set_rounded(Tensor to, std::vector<float> const& values);
+    Tensor compute_weights() const { return rounded_.tensor().absent() ? weights_ : rounded_; }
+    bool rounds() const { return backend_.compute_dtype() != DType::f32; }
     void train_batch(Variant& variant, std::size_t index);
     PolicyTensors loss_inputs(BatchBuffers const& buffers) const;
     StepMetrics finish(Variant& variant);
@@ -83,7 +89,10 @@ class TrainStep {
     StepShape shape_;
     Model model_;
     std::vector<float> initial_;
-    Buffer weights_, ref_, gradients_, moment1_, moment2_, metrics_;
+    Buffer weights_, gradients_, moment1_, moment2_;  // (N,1) f32
+    Buffer ref_, rounded_;                            // (N,1) of the compute type
+    Buffer initial_rounded_;                          // (N,1) where it holds `initial_` exactly
+    Buffer metrics_;                                  // (metric_count + 1,1): the norm last
 };
 
 }  // namespace cpstep

@@ -5,6 +5,12 @@
 
 namespace cpstep {
 
+namespace {
+
+constexpr std::int64_t f32_bytes = 4;
+
+}  // namespace
+
 HeadShape heads_of(ModelConfig const& config) {
     return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
 }
@@ -52,37 +58,39 @@ std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout cons
     return batches;
 }
 
-ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads) {
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads, DType T) {
     ModelCapacity capacity;
     for (MicroBatch const& batch : batches) {
         capacity.cover({.rows = batch.rows(),
                         .response_rows = batch.response_count(),
-                        .kept_floats = attention_kept_floats(batch.plan, heads)});
+                        .kept_bytes = attention_kept_bytes(batch.plan, heads, T)});
     }
     return capacity;
 }
 
-std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads) {
-    std::int64_t floats = 0;
+std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads, DType T) {
+    std::int64_t bytes = 0;
     for (MicroBatch const& batch : batches) {
-        floats = std::max(floats, attention_workspace_floats(batch.plan, heads));
+        bytes = std::max(bytes, attention_workspace_bytes(batch.plan, heads, T));
     }
-    return floats;
+    return bytes;
 }
 
-Variant::Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
+Variant::Variant(VariantPlan plan, World& world, Wires& wires, Backend& backend, Trace& trace,
                  ModelConfig const& config, Rollout const& rollout, Reduction const& reduction)
     : plan_(std::move(plan)),
-      grid_(world, plan_.grid),
+      grid_(std::make_unique<Grid>(world, plan_.grid, wires)),
       batches_(make_micro_batches(plan_, rollout, reduction, world.rank())),
-      workspace_(backend, workspace_of(batches_, heads_of(config)), 1, DType::f32) {
+      workspace_(backend,
+                 workspace_of(batches_, heads_of(config), backend.compute_dtype()) / f32_bytes, 1,
+                 DType::f32, "the attention workspace") {
     for (MicroBatch const& batch : batches_) {
         buffers_.emplace_back(backend, batch);
-        losses_.push_back(make_loss_path(backend, grid_.cp(), batch));
+        losses_.push_back(make_loss_path(backend, grid_->cp(), batch));
         attentions_.push_back(
-            make_cp_attention(backend, grid_, trace, heads_of(config), batch.plan, workspace_));
+            make_cp_attention(backend, *grid_, trace, heads_of(config), batch.plan, workspace_));
     }
-    grid_.set_observer(&trace);
+    grid_->set_observer(&trace);
 }
 
 }  // namespace cpstep

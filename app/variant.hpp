@@ -15,6 +15,7 @@
 #include "app/schedule.hpp"
 #include "app/variant_spec.hpp"
 #include "mpi/grid.hpp"
+#include "mpi/wires.hpp"
 
 namespace cpstep {
 
@@ -39,20 +40,26 @@ std::vector<MicroBatch> make_micro_batches(VariantPlan const& plan, Rollout cons
 
 HeadShape heads_of(ModelConfig const& config);
 
-/// Capacity that holds every micro-batch.
-ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads);
-/// Floats of attention_workspace_floats() that serve every micro-batch.
-std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads);
+/// Capacity that holds every micro-batch; T: compute type.
+ModelCapacity capacity_of(std::vector<MicroBatch> const& batches, HeadShape heads,
+                          DType T = DType::f32);
+/// Bytes of attention_workspace_bytes() that serve every micro-batch.
+std::int64_t workspace_of(std::vector<MicroBatch> const& batches, HeadShape heads,
+                          DType T = DType::f32);
 
 /// A plan brought to life on this rank. Collective over the world.
 class Variant {
   public:
-    Variant(VariantPlan plan, World& world, Backend& backend, Trace& trace,
+    Variant(VariantPlan plan, World& world, Wires& wires, Backend& backend, Trace& trace,
             ModelConfig const& config, Rollout const& rollout, Reduction const& reduction);
+    Variant(Variant const&) = delete;
+    Variant& operator=(Variant const&) = delete;
+    /// Wires go first: peers may have this rank's buffers open.
+    ~Variant() { grid_.reset(); }
 
     VariantPlan const& plan() const { return plan_; }
     std::string const& name() const { return plan_.name; }
-    Grid& grid() { return grid_; }
+    Grid& grid() { return *grid_; }
     std::vector<MicroBatch> const& batches() const { return batches_; }
     std::vector<BatchBuffers>& buffers() { return buffers_; }
     CpAttention& attention(std::size_t index) { return *attentions_.at(index); }
@@ -60,7 +67,7 @@ class Variant {
 
   private:
     VariantPlan plan_;
-    Grid grid_;
+    std::unique_ptr<Grid> grid_;
     std::vector<MicroBatch> batches_;
     std::vector<BatchBuffers> buffers_;
     std::vector<std::unique_ptr<LossPath>> losses_;

@@ -51,6 +51,17 @@ struct PolicyTensors {
 /// Queues of a processor; a host has one, which calls pass through before they return.
 enum class Queue : std::uint8_t { compute, wire };
 
+/// Largest sizes of a step, for the scratch memory its operations take.
+struct StepSizes {
+    std::int64_t rows = 0;           ///< S, query rows
+    std::int64_t key_rows = 0;       ///< rows of the longest K/V of an attention call
+    std::int64_t response_rows = 0;  ///< R
+    std::int64_t hidden = 0, vocabulary = 0;
+    std::int64_t parameters = 0;
+    HeadShape heads;
+    bool keeps_logits = true;
+};
+
 /// A moment on a queue, for Backend::mark_ns(): a non-negative one is steady-clock nanoseconds.
 using Mark = std::int64_t;
 
@@ -68,10 +79,16 @@ class Backend {
     /// One line for reports: processor, threads or device, libraries.
     virtual std::string description() const = 0;
 
+    static constexpr std::int64_t host_logits_limit_bytes = std::int64_t{512} << 20;
+    /// Logits of a micro-batch up to this size are kept from forward to backward.
+    virtual std::int64_t logits_limit_bytes() const { return host_logits_limit_bytes; }
     /// Element type of activations and of the weights that products read.
     virtual DType compute_dtype() const { return DType::f32; }
     /// The device's queues, for wires that work on its memory; null on the host.
     virtual CudaQueues* queues() { return nullptr; }
+
+    /// Bytes of its own that operations of these sizes take, beside the buffers given to them.
+    virtual std::int64_t scratch_bytes(StepSizes const& /*sizes*/) const { return 0; }
 
     /// Throws Error(input_data) that names the block when memory is short.
     virtual void* allocate(std::size_t bytes, std::string_view name) = 0;

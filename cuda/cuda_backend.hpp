@@ -4,7 +4,8 @@
 
 #include <cuda_runtime.h>
 
-#include <functional>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "cuda/backend.hpp"
@@ -34,6 +35,16 @@ class QueueWatcher {
     virtual void check() = 0;
     /// What has not arrived, as in "exchange 'cp.kv' with rank 1 (group of 2)"; "" if all has.
     virtual std::string pending() const = 0;
+    /// The host gives up: ends what the device waits for, so that memory can be freed on the way
+    /// out. Nothing the device holds can be trusted afterwards.
+    virtual void give_up() noexcept {}
+};
+
+/// One allocation of the device's memory, alone in its 2 MiB pages, as another process may open it.
+struct IpcBlock {
+    void* base = nullptr;
+    std::size_t bytes = 0;
+    std::uint64_t id = 0;  ///< from 1; never reused, also where a later block has the same base
 };
 
 /// The two streams of a backend. All calls are of the thread that owns it.
@@ -52,10 +63,14 @@ class CudaQueues {
     virtual void wire_after_compute() = 0;
     virtual void compute_after_wire() = 0;
     /// Polls until the event is reached. Error(communication) past the deadline, naming what
-    /// watchers have pending; whatever a watcher's check() throws.
+    /// watchers have pending; whatever a watcher's check() throws. give_up() comes before both.
     virtual void wait(cudaEvent_t event) = 0;
     virtual void watch(QueueWatcher* watcher) = 0;
     virtual void unwatch(QueueWatcher* watcher) noexcept = 0;
+    /// Tells every watcher to give up.
+    virtual void give_up() noexcept = 0;
+    /// The allocation that this memory of the backend lies in; Error(internal) if it is in none.
+    virtual IpcBlock block_of(void const* pointer) const = 0;
 };
 
 }  // namespace cpstep

@@ -1,6 +1,9 @@
 // Failures: one exception type that carries the process exit code.
 #pragma once
 
+#ifdef __CUDACC__
+#define FMT_USE_CONSTEXPR 1  // fmt 9 takes nvcc for a compiler without constexpr
+#endif
 #include <fmt/format.h>
 
 #include <stdexcept>

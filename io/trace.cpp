@@ -1,6 +1,7 @@
 #include "io/trace.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 #include <span>
 #include <utility>
@@ -128,16 +129,25 @@ std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
 }
 
 Span::Span(Trace* trace, SpanKind kind, std::string_view name) : trace_(trace), kind_(kind) {
-    if (trace_ != nullptr) {
+    if (trace_ != nullptr && trace_->in_step_) {
         name_ = trace_->name_id(name);
-        begin_ns_ = now_ns();
+        begin_ = trace_->mark();
+        if (trace_->backend_ != nullptr) {
+            trace_->backend_->push_range(trace_->names_[name_].c_str());
+        }
+    } else {
+        trace_ = nullptr;
     }
 }
 
-Span::~Span() {
-    if (trace_ != nullptr) {
-        trace_->add(kind_, compute_stream, name_, begin_ns_, now_ns(), 0, -1);
+Span::~Span() noexcept(false) {
+    if (trace_ == nullptr || std::uncaught_exceptions() > 0) {
+        return;
     }
+    if (trace_->backend_ != nullptr) {
+        trace_->backend_->pop_range();
+    }
+    trace_->add(kind_, compute_stream, name_, begin_, trace_->mark(), 0, -1);
 }
 
 Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
@@ -164,14 +174,14 @@ std::uint32_t Trace::name_id(std::string_view name) {
     return static_cast<std::uint32_t>(at - names_.begin());
 }
 
-void Trace::add(SpanKind kind, std::int16_t stream, std::uint32_t name, std::int64_t begin_ns,
-                std::int64_t end_ns, std::uint64_t bytes, std::int32_t peer) {
+void Trace::add(SpanKind kind, std::int16_t stream, std::uint32_t name, Mark begin, Mark end,
+                std::uint64_t bytes, std::int32_t peer) {
     if (in_step_) {
         events_.push_back({.step = step_,
                            .kind = kind,
                            .stream = stream,
-                           .t0_ns = begin_ns - info_.epoch_ns,
-                           .dur_ns = end_ns - begin_ns,
+                           .t0_ns = begin,
+                           .dur_ns = end,
                            .bytes = bytes,
                            .peer = peer,
                            .name = name});
@@ -180,15 +190,32 @@ void Trace::add(SpanKind kind, std::int16_t stream, std::uint32_t name, std::int
 
 void Trace::on_comm(CommRecord const& record) {
     std::uint32_t const name = name_id(record.label);
-    add(SpanKind::comm, comm_stream, name, record.posted_ns, record.done_ns,
+    add(SpanKind::comm, comm_stream, name, record.posted, record.done,
         static_cast<std::uint64_t>(record.bytes), record.peer);
-    add(SpanKind::wait, compute_stream, name, record.waited_ns, record.done_ns, 0, record.peer);
+    add(SpanKind::wait, compute_stream, name, record.waited, record.resumed, 0, record.peer);
+}
+
+/// Marks of the step at hand become times.
+void Trace::resolve_marks() {
+    for (Event& event : events_) {
+        std::int64_t begin = event.t0_ns;
+        std::int64_t end = event.dur_ns;
+        if (backend_ != nullptr) {
+            begin = backend_->mark_ns(begin);
+            end = backend_->mark_ns(end);
+        }
+        event.t0_ns = begin - info_.epoch_ns;
+        event.dur_ns = end - begin;
+    }
 }
 
 void Trace::begin_step(std::string_view variant) {
     require(!in_step_, ExitCode::internal, "step {} begun twice", step_);
     events_.clear();
     variant_ = variant;
+    if (backend_ != nullptr) {
+        backend_->begin_marks();
+    }
     in_step_ = true;
     step_begin_ns_ = now_ns();
 }
@@ -199,6 +226,7 @@ void Trace::end_step() {
     std::uint32_t const variant = name_id(variant_);
     add(SpanKind::step, compute_stream, variant, step_begin_ns_, end_ns, 0, -1);
     in_step_ = false;
+    resolve_marks();
     if (file_) {
         auto const count = static_cast<std::int64_t>(events_.size());
         file_->append_strings("/names", std::span(names_).subspan(names_written_));

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cuda/backend.hpp"
 #include "io/h5.hpp"
 #include "mpi/comm.hpp"
 
@@ -56,23 +57,25 @@ struct ShardIndex {
 
 class Trace;
 
-/// Ends its span when destroyed.
+/// Ends its span when destroyed, unless an exception unwinds.
 class Span {
   public:
     Span(Trace* trace, SpanKind kind, std::string_view name);
     Span(Span const&) = delete;
     Span& operator=(Span const&) = delete;
-    ~Span();
+    ~Span() noexcept(false);
 
   private:
     Trace* trace_;
     SpanKind kind_;
     std::uint32_t name_ = 0;
-    std::int64_t begin_ns_ = 0;
+    Mark begin_ = 0;
 };
 
-/// Collects spans and communication records of one rank. A communication call gives two events:
-/// comm on stream 1 (posted to done) and wait on stream 0 (time the rank stood waiting).
+/// Collects spans and communication records of one rank, as moments on the backend's queues: on a
+/// GPU a span lasts as long as the work queued in it. A communication call gives two events: comm
+/// on stream 1 (posted to done) and wait on stream 0 (time the rank stood waiting). Spans are NVTX
+/// ranges of the same names too.
 /// DIR/ranks/000/rank00000.h5: /events /names /steps /tensors, SWMR, flushed per step: readable
 /// after kill -9.
 class Trace final : public CommObserver {
@@ -82,8 +85,12 @@ class Trace final : public CommObserver {
     Trace(std::filesystem::path const& output, RankFileInfo const& info,
           std::vector<ShardSpec> const& shards, std::vector<ShardIndex> const& indices);
 
+    /// Times are marks of this backend from now on; it must outlive the trace or the next call.
+    void set_backend(Backend* backend) { backend_ = backend; }
+
     Span span(SpanKind kind, std::string_view name) { return {this, kind, name}; }
     void on_comm(CommRecord const& record) override;
+    bool wants_times() const override { return in_step_; }
 
     /// Steps are numbered from 0; `variant` is stored in /steps.
     void begin_step(std::string_view variant);
@@ -100,14 +107,17 @@ class Trace final : public CommObserver {
   private:
     friend class Span;
     std::uint32_t name_id(std::string_view name);
-    void add(SpanKind kind, std::int16_t stream, std::uint32_t name, std::int64_t begin_ns,
-             std::int64_t end_ns, std::uint64_t bytes, std::int32_t peer);
+    Mark mark() { return backend_ != nullptr ? backend_->mark(Queue::compute) : now_ns(); }
+    void add(SpanKind kind, std::int16_t stream, std::uint32_t name, Mark begin, Mark end,
+             std::uint64_t bytes, std::int32_t peer);
+    void resolve_marks();
 
+    Backend* backend_ = nullptr;
     std::unique_ptr<H5File> file_;
     RankFileInfo info_;
     std::vector<std::string> names_;
     std::size_t names_written_ = 0;
-    std::vector<Event> events_, last_step_;
+    std::vector<Event> events_, last_step_;  // of the step at hand: marks in place of times
     std::uint32_t step_ = 0;
     bool in_step_ = false;  // outside of steps nothing is kept
     std::string variant_;

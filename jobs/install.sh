@@ -1,19 +1,42 @@
 #!/bin/bash
-# install.sh [--check] [--bench]: what a build needs, or, with a flag, what `make check` or `make bench` needs too.
-# Where all of it is present nothing is called, and no root is needed.
+# install.sh [--check] [--bench] [--cuda]: what a build needs, or, with a flag, what `make check`, `make bench` or
+# `make cuda` needs too. Where all of it is present nothing is called, and no root is needed.
 # Exit: 0 all there, 2 usage, 3 something is missing and cannot be installed from here.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libhdf5-dev
           libboost-program-options-dev libboost-test-dev libopenblas-openmp-dev libfmt-dev
           nlohmann-json3-dev libpcre2-dev libutf8proc-dev python3-h5py python3-numpy)
+cuda=
 for word in "$@"; do
     case $word in
+        --cuda) cuda=1 ;;
         --check) packages+=(clang-format-19 clang-tidy-19 libomp-19-dev) ;;
         --bench) packages+=(python3-torch) ;;
-        *) echo "usage: $0 [--check] [--bench]" >&2; exit 2 ;;
+        *) echo "usage: $0 [--check] [--bench] [--cuda]" >&2; exit 2 ;;
     esac
 done
+
+# The toolkit is NVIDIA's to install. Headers of cuDNN attention come from PyPI; the program builds without them.
+frontend=nvidia-cudnn-frontend==1.32.0
+cuda_parts() {
+    local folder=build/third_party wheels
+    if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+        echo "missing: nvcc; install the CUDA toolkit (https://developer.nvidia.com/cuda-downloads) or set CUDA_HOME" >&2
+        exit 3
+    fi
+    [ ! -e "$folder/include/cudnn_frontend.h" ] || return 0
+    wheels=$(mktemp -d)
+    if python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --dest "$wheels" "$frontend" &&
+        python3 -m zipfile -e "$wheels"/*.whl "$wheels/unpacked"; then
+        mkdir -p "$folder"
+        cp -r "$wheels/unpacked/include" "$folder/"
+    else
+        echo "note: no $frontend from PyPI; attention will run on cpstep's own kernels" >&2
+    fi
+    rm -rf "$wheels"
+}
 
 # Succeeds if the compiler finds one of the headers, given as they are included.
 has_header() {
@@ -58,6 +81,7 @@ missing=()
 for package in "${packages[@]}"; do
     is_present "$package" || missing+=("$package")
 done
+if [ -n "$cuda" ]; then cuda_parts; fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 echo "missing: ${missing[*]}" >&2

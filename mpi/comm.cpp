@@ -6,8 +6,6 @@
 namespace cpstep {
 namespace {
 
-constexpr std::int64_t f32_bytes = 4;
-
 std::int64_t bytes_of(Tensor tensor) {
     return static_cast<std::int64_t>(tensor.bytes());
 }
@@ -19,6 +17,13 @@ void require_company(std::string_view op, Comm const& comm, std::string_view lab
 void require_floats(std::string_view op, std::string_view label, Tensor tensor) {
     require(tensor.dtype == DType::f32 && tensor.contiguous(), ExitCode::internal,
             "{} '{}' takes contiguous float tensors", op, label);
+}
+
+/// Both are contiguous and hold elements of one type; an empty one may be of any.
+void require_alike(std::string_view op, std::string_view label, Tensor a, Tensor b) {
+    bool const alike = a.dtype == b.dtype || a.elements() == 0 || b.elements() == 0;
+    require(alike && a.contiguous() && b.contiguous(), ExitCode::internal,
+            "{} '{}' takes contiguous tensors of one type", op, label);
 }
 
 /// One size a rank, none negative, that add up to `total`.
@@ -39,8 +44,7 @@ void require_pieces(std::string_view op, Comm const& comm, std::string_view labe
 void require_blocks(std::string_view op, Comm const& comm, std::string_view label, Tensor whole,
                     Tensor part, std::span<std::int64_t const> rows) {
     require_pieces(op, comm, label, whole.rows, rows);
-    require_floats(op, label, whole);
-    require_floats(op, label, part);
+    require_alike(op, label, whole, part);
     std::int64_t const own = rows[static_cast<std::size_t>(comm.rank())];
     require(part.rows == own && (own == 0 || part.cols == whole.cols), ExitCode::internal,
             "{} '{}': the block of rank {} is {} x {}, not {} x {}", op, label, comm.rank(),
@@ -78,10 +82,13 @@ void Comm::collective(std::string_view label, std::string_view op, std::int64_t 
                       Work const& work) {
     require_same_op(ledger_, label, op);
     CommRecord record{.label = label, .op = op, .group_size = size_, .bytes = bytes};
-    record.posted_ns = now_ns();
-    record.waited_ns = record.posted_ns;
+    wire_after_compute();
+    record.posted = time(Queue::wire);
+    record.waited = time(Queue::compute);
     work();
-    record.done_ns = now_ns();
+    record.done = time(Queue::wire);
+    compute_after_wire();
+    record.resumed = time(Queue::compute);
     count(record);
     tell(record);
 }
@@ -104,6 +111,8 @@ void Comm::all_gather(std::string_view label, Tensor recv, Tensor send,
 void Comm::reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
                               std::span<std::int64_t const> rows) {
     require_blocks("reduce_scatter", *this, label, send, recv, rows);
+    require_floats("reduce_scatter", label, send);
+    require_floats("reduce_scatter", label, recv);
     collective(label, "reduce_scatter", bytes_of(send) - bytes_of(recv),
                [&] { do_reduce_scatter_sum(label, recv, send, rows); });
 }
@@ -113,13 +122,12 @@ void Comm::all_to_all(std::string_view label, Tensor recv, Tensor send,
                       std::span<std::int64_t const> recv_elements) {
     require_pieces("all_to_all", *this, label, send.elements(), send_elements);
     require_pieces("all_to_all", *this, label, recv.elements(), recv_elements);
-    require_floats("all_to_all", label, send);
-    require_floats("all_to_all", label, recv);
+    require_alike("all_to_all", label, send, recv);
     auto const own = static_cast<std::size_t>(rank_);
     require(send_elements[own] == recv_elements[own], ExitCode::internal,
             "all_to_all '{}' sends {} elements to its own rank, which expects {}", label,
             send_elements[own], recv_elements[own]);
-    std::int64_t const kept = send_elements[own] * f32_bytes;
+    auto const kept = send_elements[own] * static_cast<std::int64_t>(element_bytes(send.dtype));
     collective(label, "all_to_all", bytes_of(send) - kept,
                [&] { do_all_to_all(label, recv, send, send_elements, recv_elements); });
 }
@@ -128,17 +136,26 @@ int Comm::begin_exchange(std::string_view label, Tensor send, int to, Tensor rec
     require_company("exchange", *this, label);
     require(to >= no_peer && to < size_ && from >= no_peer && from < size_, ExitCode::internal,
             "exchange '{}' to rank {} and from rank {} of a group of {}", label, to, from, size_);
+    require(to != rank_ && from != rank_, ExitCode::internal,
+            "exchange '{}' of rank {} with itself", label, rank_);
     bool const sends = to != no_peer;
     bool const receives = from != no_peer;
     require((!sends || send.contiguous()) && (!receives || recv.contiguous()), ExitCode::internal,
             "exchange '{}' takes contiguous tensors", label);
     require_same_op(ledger_, label, "exchange");
-    Open open{.label = std::string(label), .receives = receives, .posted_ns = now_ns()};
+    Open open{.label = std::string(label), .takes_part = sends || receives};
     if (sends) {
         open.peer = world_rank_of(to);
         open.bytes = bytes_of(send);
     }
+    if (open.takes_part) {
+        wire_after_compute();
+        open.posted = time(Queue::wire);
+    }
     int const ticket = do_begin_exchange(label, send, to, recv, from);
+    if (open.takes_part && queued()) {
+        open.done = time(Queue::wire);
+    }
     open_.emplace(ticket, std::move(open));
     return ticket;
 }
@@ -147,20 +164,22 @@ void Comm::end_exchange(int ticket) {
     auto const node = open_.extract(ticket);
     require(!node.empty(), ExitCode::internal, "no exchange is open under ticket {}", ticket);
     Open const& open = node.mapped();
+    if (!open.takes_part) {
+        do_end_exchange(ticket);
+        return;
+    }
     CommRecord record{
         .label = open.label, .op = "exchange", .group_size = size_, .peer = open.peer};
     record.bytes = open.bytes;
-    record.posted_ns = open.posted_ns;
-    record.waited_ns = now_ns();
+    record.posted = open.posted;
+    record.waited = time(Queue::compute);
     do_end_exchange(ticket);
-    record.done_ns = now_ns();
-    bool const sends = open.peer != no_peer;
-    if (sends) {
+    record.done = queued() ? open.done : time(Queue::wire);
+    record.resumed = time(Queue::compute);
+    if (open.peer != no_peer) {
         count(record);
     }
-    if (sends || open.receives) {
-        tell(record);
-    }
+    tell(record);
 }
 
 }  // namespace cpstep

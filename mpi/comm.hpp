@@ -2,29 +2,34 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "cuda/backend.hpp"
 #include "cuda/clock.hpp"
 #include "cuda/tensor.hpp"
 #include "mpi/ledger.hpp"
 
 namespace cpstep {
 
-/// One finished communication call, as observers see it.
+/// One communication call that has returned, as observers see it. Times are for
+/// Backend::mark_ns(): a wire on a device marks its queues, where the call may go on for long; the
+/// others give the host's clock.
 struct CommRecord {
     std::string_view label;
     std::string_view op;
     int group_size = 0;
-    int peer = -1;               ///< world rank sent to; -1 if nothing is, and for a collective
-    std::int64_t bytes = 0;      ///< as in LedgerEntry
-    std::int64_t posted_ns = 0;  ///< steady clock
-    std::int64_t waited_ns = 0;  ///< when the wait began
-    std::int64_t done_ns = 0;
+    int peer = -1;           ///< world rank sent to; -1 if nothing is, and for a collective
+    std::int64_t bytes = 0;  ///< as in LedgerEntry
+    Mark posted = 0;         ///< wire queue: may begin, all work queued before has been done
+    Mark done = 0;           ///< wire queue: has ended
+    Mark waited = 0;         ///< compute queue: nothing is left that does without the call
+    Mark resumed = 0;        ///< compute queue: goes on
 };
 
-/// Told of every finished call (the trace is one).
+/// Told of every call that has returned (the trace is one).
 class CommObserver {
   public:
     CommObserver() = default;
@@ -32,12 +37,17 @@ class CommObserver {
     CommObserver& operator=(CommObserver const&) = delete;
     virtual ~CommObserver() = default;
     virtual void on_comm(CommRecord const& record) = 0;
+    /// Whether records need their times, asked when a call is made; where not, they are 0.
+    virtual bool wants_times() const { return true; }
 };
 
 /// Public calls record (ledger, observer), then do the work in the virtual ones. In a group of one
-/// the all-reduce does nothing and records nothing; the other calls are errors there. Every wait
-/// has a deadline and throws Error(communication) past it, naming label, op, peer and group. An
-/// empty tensor may be default constructed. Buffers of one call never overlap.
+/// the all-reduce does nothing and records nothing; the other calls are errors there. Sums are of
+/// f32; what is only moved may have any type, the same on sender and receiver. Every wait has a
+/// deadline and throws Error(communication) past it, naming label, op, peer and group. An empty
+/// tensor may be default constructed. Buffers of one call never overlap.
+/// On a device calls queue work and return: it comes after all that the backend has queued before,
+/// and what the backend queues after the call (after end_exchange) finds it done.
 class Comm {
   public:
     static constexpr int no_peer = -1;
@@ -49,12 +59,13 @@ class Comm {
 
     int rank() const { return rank_; }
     int size() const { return size_; }
+    virtual int world_rank_of(int group_rank) const = 0;
 
     /// In place elementwise sum over the group; f32, contiguous.
     void all_reduce_sum(std::string_view label, Tensor data);
 
     /// Every rank's block on every rank: `recv` holds those of all ranks in rank order, rows[r]
-    /// rows each, `send` is block rank(); f32, contiguous. `rows` is the same on all ranks.
+    /// rows each, `send` is block rank(); one type, contiguous. `rows` is the same on all ranks.
     void all_gather(std::string_view label, Tensor recv, Tensor send,
                     std::span<std::int64_t const> rows);
 
@@ -64,14 +75,15 @@ class Comm {
                             std::span<std::int64_t const> rows);
 
     /// Piece r of `send` goes to rank r, piece r of `recv` comes from rank r; both flat, in rank
-    /// order, f32, contiguous. Sizes of sender and receiver agree.
+    /// order, one type, contiguous. Sizes of sender and receiver agree.
     void all_to_all(std::string_view label, Tensor recv, Tensor send,
                     std::span<std::int64_t const> send_elements,
                     std::span<std::int64_t const> recv_elements);
 
-    /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`;
-    /// contiguous, sizes of sender and receiver agree, empty tensors are sent too. With no_peer
-    /// nothing is sent (or received) and that tensor is ignored. Buffers stay untouched until
+    /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`, never
+    /// this rank itself; contiguous, sizes of sender and receiver agree, empty tensors are sent
+    /// too. With no_peer nothing is sent (or received) and that tensor is ignored. Buffers stay
+    /// untouched until
     /// end_exchange(ticket). Several exchanges may be open; all ranks open them in the same order,
     /// also a rank that neither sends nor receives.
     int begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from);
@@ -93,15 +105,24 @@ class Comm {
     virtual int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
                                   int from) = 0;
     virtual void do_end_exchange(int ticket) = 0;
-    virtual int world_rank_of(int group_rank) const = 0;
+
+    // Of wires whose calls queue work on a device; the host's have done theirs when they return.
+    virtual bool queued() const { return false; }
+    virtual void wire_after_compute() {}
+    virtual void compute_after_wire() {}
+    virtual Mark mark(Queue /*queue*/) { return now_ns(); }
 
     struct Open {
         std::string label;
         int peer = no_peer;  // world rank sent to
-        bool receives = false;
+        bool takes_part = false;
         std::int64_t bytes = 0;  // sent
-        std::int64_t posted_ns = 0;
+        Mark posted = 0;
+        Mark done = 0;  // where calls are queued
     };
+    Mark time(Queue queue) {
+        return observer_ != nullptr && observer_->wants_times() ? mark(queue) : 0;
+    }
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);

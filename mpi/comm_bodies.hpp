@@ -1,4 +1,4 @@
-// Private to mpi/: the bodies of Comm, and how every MPI call is checked and every wait is bounded.
+// Private to mpi/: the bodies of Comm for host memory, and how every wait is bounded.
 #pragma once
 
 #include <chrono>
@@ -13,14 +13,14 @@
 namespace cpstep {
 
 /// The silent wire of a group of one.
-std::unique_ptr<Comm> make_self_comm();
+std::unique_ptr<Comm> make_self_comm(int world_rank);
 
 /// Host memory over MPI; `world` gives the deadline of every wait and must outlive the result.
 std::unique_ptr<Comm> make_mpi_comm(World const& world, std::vector<int> const& members);
 
-/// Throws Error(communication) with MPI's own text unless rc is MPI_SUCCESS.
-void check_mpi(int rc, char const* call);
-#define MPI_CHECK(call) ::cpstep::check_mpi((call), #call)
+/// The memory of any backend over a wire of host memory, which it takes over: copies down, calls
+/// it, copies up.
+std::unique_ptr<Comm> make_staged_comm(Backend& backend, std::unique_ptr<Comm> host);
 
 /// Throws the Error(communication) of a wait that took longer than `deadline`.
 [[noreturn]] void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what);

@@ -1,8 +1,5 @@
 // Comm over MPI for host memory: only non-blocking calls, each polled with the world's deadline.
-#include <mpi.h>
-
 #include <algorithm>
-#include <array>
 #include <exception>
 #include <limits>
 #include <map>
@@ -10,6 +7,7 @@
 #include <utility>
 
 #include "mpi/comm_bodies.hpp"
+#include "mpi/mpi_group.hpp"
 
 namespace cpstep {
 namespace {
@@ -18,7 +16,19 @@ namespace {
 constexpr std::int64_t reduce_chunk_floats = std::int64_t{1} << 24;
 constexpr std::int64_t message_chunk_bytes = std::int64_t{1} << 30;  // counts of MPI 3 are int
 constexpr int tag_count = 32767;                                     // MPI promises tags 0 .. 32767
-constexpr int group_tag = 32767;                                     // on MPI_COMM_WORLD
+
+/// Of values that are only moved, so bf16 is any type of two bytes.
+MPI_Datatype type_of(Tensor tensor) {
+    switch (tensor.dtype) {
+        case DType::i32:
+            return MPI_INT32_T;
+        case DType::bf16:
+            return MPI_UINT16_T;
+        case DType::f32:
+            break;
+    }
+    return MPI_FLOAT;
+}
 
 /// Where a collective reads. Open MPI takes equal addresses for MPI_IN_PLACE, also where one side
 /// is empty and shares its address with the other.
@@ -52,6 +62,10 @@ class MpiComm final : public Comm {
         }
     }
 
+    int world_rank_of(int group_rank) const override {
+        return members_[static_cast<std::size_t>(group_rank)];
+    }
+
   private:
     struct Part {
         MPI_Request request = MPI_REQUEST_NULL;
@@ -62,7 +76,7 @@ class MpiComm final : public Comm {
         std::string label;
         std::vector<Part> parts;
     };
-    /// Size and place of every rank's piece, in floats; MPI reads them until a call has finished.
+    /// Size and place of every rank's piece, in elements; MPI reads them until a call has finished.
     struct Pieces {
         std::vector<int> counts;
         std::vector<int> offsets;
@@ -86,9 +100,9 @@ class MpiComm final : public Comm {
         auto blocks = pieces_of("all_gather", label, rows, recv.cols);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
-        MPI_CHECK(MPI_Iallgatherv(send_address(send), blocks->counts[own()], MPI_FLOAT,
+        MPI_CHECK(MPI_Iallgatherv(send_address(send), blocks->counts[own()], type_of(recv),
                                   recv_address(send, recv), blocks->counts.data(),
-                                  blocks->offsets.data(), MPI_FLOAT, comm_, &request));
+                                  blocks->offsets.data(), type_of(recv), comm_, &request));
         finish(request, "all_gather", label, blocks);
     }
 
@@ -110,8 +124,8 @@ class MpiComm final : public Comm {
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
         MPI_CHECK(MPI_Ialltoallv(send_address(send), leaving->counts.data(),
-                                 leaving->offsets.data(), MPI_FLOAT, recv_address(send, recv),
-                                 arriving->counts.data(), arriving->offsets.data(), MPI_FLOAT,
+                                 leaving->offsets.data(), type_of(send), recv_address(send, recv),
+                                 arriving->counts.data(), arriving->offsets.data(), type_of(recv),
                                  comm_, &request));
         finish(request, "all_to_all", label, leaving, arriving);
     }
@@ -151,21 +165,17 @@ class MpiComm final : public Comm {
         --unfinished_;
     }
 
-    int world_rank_of(int group_rank) const override {
-        return members_[static_cast<std::size_t>(group_rank)];
-    }
-
     std::size_t own() const { return static_cast<std::size_t>(rank()); }
 
     /// The pieces of `sizes` units each that lie one behind the other.
     static std::unique_ptr<Pieces> pieces_of(std::string_view op, std::string_view label,
                                              std::span<std::int64_t const> sizes,
                                              std::int64_t unit) {
-        auto const floats = unit * std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+        auto const total = unit * std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
         constexpr int most = std::numeric_limits<int>::max();
-        require(floats <= most, ExitCode::communication,
-                "{} '{}' of {} floats exceeds the {} of one MPI call; use smaller micro batches",
-                op, label, floats, most);
+        require(total <= most, ExitCode::communication,
+                "{} '{}' of {} elements exceeds the {} of one MPI call; use smaller micro batches",
+                op, label, total, most);
         auto pieces = std::make_unique<Pieces>();
         int offset = 0;
         for (std::int64_t const size : sizes) {
@@ -232,41 +242,10 @@ class MpiComm final : public Comm {
     int unfinished_ = 0;  // calls begun and not ended well
 };
 
-/// Every member has entered: forming a group blocks without a deadline, so it starts only after
-/// this.
-void meet(World const& world, std::vector<int> const& members) {
-    for (int const peer : members) {
-        if (peer == world.rank()) {
-            continue;
-        }
-        std::array<MPI_Request, 2> both{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
-        MPI_CHECK(MPI_Irecv(nullptr, 0, MPI_BYTE, peer, group_tag, MPI_COMM_WORLD, both.data()));
-        MPI_CHECK(
-            MPI_Isend(nullptr, 0, MPI_BYTE, peer, group_tag, MPI_COMM_WORLD, both.data() + 1));
-        auto const done = [&] {
-            int flag = 0;
-            MPI_CHECK(MPI_Testall(2, both.data(), &flag, MPI_STATUSES_IGNORE));
-            return flag != 0;
-        };
-        wait_for(done, world.deadline(), [&] {
-            return fmt::format("rank {} to form a group of {}", peer, members.size());
-        });
-    }
-}
-
 }  // namespace
 
 std::unique_ptr<Comm> make_mpi_comm(World const& world, std::vector<int> const& members) {
-    meet(world, members);
-    MPI_Group all = MPI_GROUP_NULL;
-    MPI_Group group = MPI_GROUP_NULL;
-    MPI_CHECK(MPI_Comm_group(MPI_COMM_WORLD, &all));
-    MPI_CHECK(MPI_Group_incl(all, static_cast<int>(members.size()), members.data(), &group));
-    MPI_Comm comm = MPI_COMM_NULL;
-    MPI_CHECK(MPI_Comm_create_group(MPI_COMM_WORLD, group, group_tag, &comm));
-    MPI_CHECK(MPI_Group_free(&group));
-    MPI_CHECK(MPI_Group_free(&all));
-    MPI_CHECK(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
+    MPI_Comm const comm = form_mpi_group(world, members);
     int rank = 0;
     MPI_CHECK(MPI_Comm_rank(comm, &rank));
     return std::make_unique<MpiComm>(world, comm, rank, members);

@@ -6,7 +6,9 @@ namespace {
 
 class SelfComm final : public Comm {
   public:
-    SelfComm() : Comm(0, 1) {}
+    explicit SelfComm(int world_rank) : Comm(0, 1), world_rank_(world_rank) {}
+
+    int world_rank_of(int /*group_rank*/) const override { return world_rank_; }
 
   private:
     void do_all_reduce_sum(std::string_view label, Tensor) override { refuse(label); }
@@ -26,17 +28,18 @@ class SelfComm final : public Comm {
         refuse(label);
     }
     void do_end_exchange(int) override { refuse("end_exchange"); }
-    int world_rank_of(int) const override { refuse("world_rank_of"); }
 
     [[noreturn]] static void refuse(std::string_view what) {
         fail(ExitCode::internal, "'{}' reached the wire of a group of one", what);
     }
+
+    int world_rank_;
 };
 
 }  // namespace
 
-std::unique_ptr<Comm> make_self_comm() {
-    return std::make_unique<SelfComm>();
+std::unique_ptr<Comm> make_self_comm(int world_rank) {
+    return std::make_unique<SelfComm>(world_rank);
 }
 
 }  // namespace cpstep

@@ -40,21 +40,21 @@ GridShape make_grid_shape(int world, int cp, int a2a) {
     return {.world = world, .cp = cp, .a2a = a2a};
 }
 
-Grid::Grid(World& world, GridShape shape)
+Grid::Grid(World const& world, GridShape shape, Wires& wires)
     : shape_(shape), dp_rank_(shape.dp_rank(world.rank())), cp_rank_(shape.cp_rank(world.rank())) {
     require(shape.world == world.size(), ExitCode::internal, "a grid of {} ranks in a job of {}",
             shape.world, world.size());
     // Every rank forms its groups in this order, so that none waits in a circle.
     int const first = shape.rank_of(dp_rank_, 0);
     int const place = cp_rank_ % shape.a2a;
-    cp_ = form(world, every(1, first, shape.cp));
-    dp_cp_ = form(world, every(1, 0, shape.world));
-    a2a_ = shape.a2a == shape.cp ? cp_ : form(world, every(1, first + cp_rank_ - place, shape.a2a));
-    ring_ = shape.a2a == 1 ? cp_ : form(world, every(shape.a2a, first + place, shape.ring()));
+    cp_ = form(wires, every(1, first, shape.cp));
+    dp_cp_ = form(wires, every(1, 0, shape.world));
+    a2a_ = shape.a2a == shape.cp ? cp_ : form(wires, every(1, first + cp_rank_ - place, shape.a2a));
+    ring_ = shape.a2a == 1 ? cp_ : form(wires, every(shape.a2a, first + place, shape.ring()));
 }
 
-Comm* Grid::form(World& world, std::vector<int> const& members) {
-    return groups_.emplace_back(world.make_host_comm(members)).get();
+Comm* Grid::form(Wires& wires, std::vector<int> const& members) {
+    return groups_.emplace_back(wires.form(members)).get();
 }
 
 Ledger Grid::ledger() const {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "mpi/wires.hpp"
 #include "mpi/world.hpp"
 
 namespace cpstep {
@@ -29,10 +30,10 @@ std::vector<int> valid_cp_sizes(int world);
 /// rank the mpirun and srun lines to use.
 GridShape make_grid_shape(int world, int cp, int a2a = 1);
 
-/// The communicators of one variant. Collective over the world.
+/// The communicators of one variant. Collective over the world; `wires` must outlive it.
 class Grid {
   public:
-    Grid(World& world, GridShape shape);
+    Grid(World const& world, GridShape shape, Wires& wires);
 
     GridShape shape() const { return shape_; }
     int dp_rank() const { return dp_rank_; }
@@ -50,7 +51,7 @@ class Grid {
     void set_observer(CommObserver* observer);
 
   private:
-    Comm* form(World& world, std::vector<int> const& members);
+    Comm* form(Wires& wires, std::vector<int> const& members);
 
     GridShape shape_;
     int dp_rank_ = 0;

@@ -1,6 +1,5 @@
 #include "mpi/world.hpp"
 
-#include <mpi.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <optional>
 
 #include "mpi/comm_bodies.hpp"
+#include "mpi/mpi_group.hpp"
 
 namespace cpstep {
 namespace {
@@ -75,17 +75,6 @@ void leave_within(unsigned seconds, int code) noexcept {
 }
 
 }  // namespace
-
-void check_mpi(int rc, char const* call) {
-    if (rc == MPI_SUCCESS) {
-        return;
-    }
-    std::array<char, MPI_MAX_ERROR_STRING> text{};
-    int length = 0;
-    (void)MPI_Error_string(rc, text.data(), &length);
-    std::string_view const name(call);
-    fail(ExitCode::communication, "{}: {}", name.substr(0, name.find('(')), text.data());
-}
 
 void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what) {
     fail(
@@ -261,7 +250,7 @@ void World::abort(ExitCode code, std::string const& text) noexcept {
 std::unique_ptr<Comm> World::make_host_comm(std::vector<int> const& members) {
     require(std::ranges::find(members, rank_) != members.end(), ExitCode::internal,
             "rank {} forms a group that it is not a member of", rank_);
-    return members.size() == 1 ? make_self_comm() : make_mpi_comm(*this, members);
+    return members.size() == 1 ? make_self_comm(rank_) : make_mpi_comm(*this, members);
 }
 
 }  // namespace cpstep

@@ -7,7 +7,9 @@ namespace {
 using namespace cpstep;
 
 void run(World& world) {
-    Grid grid(world, make_grid_shape(world.size(), world.size()));
+    auto const backend = make_host_backend(1);
+    auto const wires = make_wires(world, *backend, {});
+    Grid grid(world, make_grid_shape(world.size(), world.size()), *wires);
     std::vector<float> send(1 << 16, 1.0F);
     std::vector<float> recv(send.size());
     Comm& cp = grid.cp();

@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "mpi/wires.hpp"
 #include "tests/mpi_test_main.hpp"
 
 namespace cpstep::test {
@@ -20,6 +21,13 @@ inline std::unique_ptr<Comm> everyone() {
     return test_world().make_host_comm(ranks);
 }
 
+/// The wires of host memory; the first call is collective.
+inline Wires& host_wires() {
+    static std::unique_ptr<Backend> const backend = make_host_backend(1);
+    static std::unique_ptr<Wires> const wires = make_wires(test_world(), *backend, {});
+    return *wires;
+}
+
 inline bool alone() {
     return test_world().size() == 1;
 }
@@ -35,10 +43,12 @@ inline int previous(Comm const& comm) {
 struct Recorder : CommObserver {
     std::vector<CommRecord> records;
     std::vector<std::string> labels;
+    bool timed = true;
     void on_comm(CommRecord const& record) override {
         records.push_back(record);
         labels.emplace_back(record.label);
     }
+    bool wants_times() const override { return timed; }
 };
 
 }  // namespace cpstep::test

@@ -24,8 +24,8 @@ check_tree() {
     hits=$(grep -rnE '#include [<"]hdf5(_hl)?\.h' cuda mpi io app | grep -v '^io/h5' || true)
     complain "hdf5.h only in io/h5*" "$hits"
     hits=$(grep -rnE '#include [<"](cuda[a-zA-Z_]*\.h|cublas|cooperative_groups|cub/|nvtx)' "${layers[@]}" |
-        grep -vE '^[^:]*(\.cu|/cuda_backend\.[a-z]+):' || true)
-    complain "CUDA headers only in .cu files and cuda_backend.*" "$hits"
+        grep -vE '^[^:]*(\.cuh?|/cuda_backend\.[a-z]+):' || true)
+    complain "CUDA headers only in .cu and .cuh files and cuda_backend.*" "$hits"
     # build/ and out/ are where builds and runs write.
     local present
     present=$(find . -mindepth 1 -maxdepth 1 -type d ! -name '.*' ! -name build ! -name out -printf '%f\n' |

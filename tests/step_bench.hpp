@@ -126,7 +126,7 @@ struct Bench {
         VariantPlan const plan =
             plan_variant(test_case.options, layout.config, test_case.samples.rollout,
                          test_world().size(), {described(config), config});
-        return std::make_unique<Variant>(plan, test_world(), *backend, trace, layout.config,
+        return std::make_unique<Variant>(plan, test_world(), *wires, *backend, trace, layout.config,
                                          test_case.samples.rollout, reduction);
     }
 
@@ -170,6 +170,7 @@ struct Bench {
     ParameterLayout layout{test_case.config};
     std::vector<float> weights;
     std::unique_ptr<Backend> backend = make_host_backend(1);
+    std::unique_ptr<Wires> wires = make_wires(test_world(), *backend, {});
     Trace trace;
 };
 

@@ -132,7 +132,7 @@ struct Attended {
              CpConfig const& config)
         : plan(make_cp_plan(lengths, config, test_world().rank())),
           split{.layout = config.layout, .ranks = config.size},
-          grid(test_world(), make_grid_shape(config.size, config.size, config.a2a)),
+          grid(test_world(), make_grid_shape(config.size, config.size, config.a2a), *wires),
           q(local(sequences, &Whole::q, q_width)),
           kv(local(sequences, &Whole::kv, kv_width)),
           d_o(local(sequences, &Whole::d_o, q_width)),
@@ -140,9 +140,12 @@ struct Attended {
           lse(*backend, plan.own_rows, shape.heads, DType::f32),
           dq(*backend, plan.own_rows, q_width, DType::f32),
           dkv(*backend, plan.own_rows, kv_width, DType::f32) {
-        Buffer const kept(*backend, attention_kept_floats(plan, shape), 1, DType::f32);
-        Buffer const workspace(*backend, attention_workspace_floats(plan, shape), 1, DType::f32);
+        Buffer const kept(*backend, attention_kept_bytes(plan, shape, DType::f32) / 4, 1,
+                          DType::f32);
+        Buffer const workspace(*backend, attention_workspace_bytes(plan, shape, DType::f32) / 4, 1,
+                               DType::f32);
         auto const attention = make_cp_attention(*backend, grid, trace, shape, plan, workspace);
+        attention->begin_forward(kv, kept);
         attention->forward(o, lse, q, kv, kept);
         forward_ledger = grid.ledger();
         // What is kept must not lie in the workspace, which other micro-batches use meanwhile.
@@ -158,6 +161,7 @@ struct Attended {
     }
 
     std::unique_ptr<Backend> backend = make_host_backend(1);
+    std::unique_ptr<Wires> wires = make_wires(test_world(), *backend, {});
     Trace trace;
     CpPlan plan;
     Split split;
@@ -243,14 +247,15 @@ BOOST_AUTO_TEST_CASE(scattered_heads_find_their_key_heads) {
 BOOST_AUTO_TEST_CASE(the_workspace_is_as_large_as_it_must_be) {
     std::vector<std::int64_t> const lengths{37, 64, 5};
     auto const backend = make_host_backend(1);
+    auto const wires = make_wires(test_world(), *backend, {});
     Trace trace;
     for (CpConfig const& config : configs()) {
         CpPlan const plan = make_cp_plan(lengths, config, test_world().rank());
-        Grid grid(test_world(), make_grid_shape(config.size, config.size, config.a2a));
-        std::int64_t const floats = attention_workspace_floats(plan, shape);
-        BOOST_TEST((floats > 0) == (config.size > 1));
-        if (floats > 0) {
-            Buffer const small(*backend, floats - 64, 1, DType::f32);
+        Grid grid(test_world(), make_grid_shape(config.size, config.size, config.a2a), *wires);
+        std::int64_t const bytes = attention_workspace_bytes(plan, shape, DType::f32);
+        BOOST_TEST((bytes > 0) == (config.size > 1));
+        if (bytes > 0) {
+            Buffer const small(*backend, bytes / 4 - 64, 1, DType::f32);
             BOOST_CHECK_THROW(make_cp_attention(*backend, grid, trace, shape, plan, small), Error);
         }
     }

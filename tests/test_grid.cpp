@@ -80,14 +80,14 @@ BOOST_AUTO_TEST_CASE(a_single_rank_is_told_how_to_start_more) {
 }
 
 BOOST_AUTO_TEST_CASE(a_grid_of_another_size_than_the_job_is_refused) {
-    BOOST_CHECK_THROW(Grid(test_world(), GridShape{.world = test_world().size() + 1, .cp = 1}),
-                      Error);
+    GridShape const shape{.world = test_world().size() + 1, .cp = 1};
+    BOOST_CHECK_THROW(Grid(test_world(), shape, host_wires()), Error);
 }
 
 BOOST_AUTO_TEST_CASE(each_group_sums_over_exactly_its_ranks) {
     int const rank = test_world().rank();
     for (GridShape const shape : shapes_of_this_job()) {
-        Grid grid(test_world(), shape);
+        Grid grid(test_world(), shape, host_wires());
         BOOST_TEST(grid.dp_rank() == rank / shape.cp);
         BOOST_TEST(grid.cp_rank() == rank % shape.cp);
         BOOST_TEST(grid.cp().size() == shape.cp);
@@ -103,7 +103,7 @@ BOOST_AUTO_TEST_CASE(each_group_sums_over_exactly_its_ranks) {
 BOOST_AUTO_TEST_CASE(inner_groups_are_adjacent_and_rings_stride_over_them) {
     int const rank = test_world().rank();
     for (GridShape const shape : shapes_of_this_job()) {
-        Grid grid(test_world(), shape);
+        Grid grid(test_world(), shape, host_wires());
         int a2a = 0;
         int ring = 0;
         for (int other = 0; other < shape.world; ++other) {
@@ -130,7 +130,7 @@ BOOST_AUTO_TEST_CASE(four_ranks_make_two_pairs_and_two_rings_of_two) {
         return;
     }
     auto const rank = static_cast<std::size_t>(test_world().rank());
-    Grid grid(test_world(), make_grid_shape(4, 4, 2));
+    Grid grid(test_world(), make_grid_shape(4, 4, 2), host_wires());
     BOOST_TEST(members(grid.a2a(), "a2a") == (std::array{0b0011, 0b0011, 0b1100, 0b1100}[rank]));
     BOOST_TEST(members(grid.ring(), "ring") == (std::array{0b0101, 0b1010, 0b0101, 0b1010}[rank]));
     BOOST_TEST(grid.a2a().rank() == (std::array{0, 1, 0, 1}[rank]));
@@ -139,7 +139,7 @@ BOOST_AUTO_TEST_CASE(four_ranks_make_two_pairs_and_two_rings_of_two) {
 
 BOOST_AUTO_TEST_CASE(the_ledger_holds_every_group_once_and_clears_all) {
     for (GridShape const shape : shapes_of_this_job()) {
-        Grid grid(test_world(), shape);
+        Grid grid(test_world(), shape, host_wires());
         Counter counter;
         grid.set_observer(&counter);
         std::vector<float> values(5, 1.0F);
@@ -169,7 +169,8 @@ BOOST_AUTO_TEST_CASE(one_label_in_both_groups_is_refused) {
     if (test_world().size() == 1) {
         return;
     }
-    Grid grid(test_world(), make_grid_shape(test_world().size(), test_world().size()));
+    Grid grid(test_world(), make_grid_shape(test_world().size(), test_world().size()),
+              host_wires());
     std::vector<float> values(1);
     grid.cp().all_reduce_sum("same", tensor_of(values));
     grid.dp_cp().all_reduce_sum("same", tensor_of(values));

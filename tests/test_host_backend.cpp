@@ -73,7 +73,7 @@ BOOST_FIXTURE_TEST_CASE(too_much_memory_is_an_error_that_names_the_bytes, Host) 
     sizes.push_back(std::size_t{1} << 62);
 #endif
     for (std::size_t const bytes : sizes) {
-        BOOST_CHECK_EXCEPTION(backend.allocate(bytes), Error, [&](Error const& e) {
+        BOOST_CHECK_EXCEPTION(backend.allocate(bytes, "a block"), Error, [&](Error const& e) {
             return e.code() == ExitCode::input_data &&
                    std::string(e.what()).find(std::to_string(bytes) + " bytes") !=
                        std::string::npos;
@@ -191,7 +191,7 @@ BOOST_FIXTURE_TEST_CASE(norm_and_linear_equal_the_typed_operations, Host) {
     Buffer const by(backend, rows, width, DType::f32);
     Buffer const br(backend, rows, 1, DType::f32);
     Buffer const bz(backend, rows, 3, DType::f32);
-    backend.rmsnorm_forward(by, br, bx, Tensor{}, buffer(w, 1, width), 1e-6);
+    backend.rmsnorm_forward(by, br, bx, Tensor{}, Tensor{}, buffer(w, 1, width), 1e-6);
     backend.linear_forward(bz, by, buffer(matrix, 3, width), buffer(bias, 1, 3));
     BOOST_TEST(values<float>(by) == y);
     BOOST_TEST(values<float>(br) == rstd);
@@ -218,10 +218,16 @@ BOOST_FIXTURE_TEST_CASE(adamw_and_norm_equal_the_typed_operations, Host) {
     auto g = random_values<float>(50, 7);
     std::vector<float> m(50), v(50);
     std::vector<ParameterRange> const ranges{{0, 50, true}};
-    AdamWOptions const options{.lr = 1e-2};
+    AdamWOptions options{.lr = 1e-2, .clip_grad = 0.5};
     Buffer const bw = buffer(w, n, 1);
     Buffer const bg = buffer(g, n, 1);
-    backend.adamw(bw, buffer(m, n, 1), buffer(v, n, 1), bg, ranges, options);
+    Buffer const norm(backend, 1, 1, DType::f32);
+    backend.norm(norm, bg);
+    BOOST_TEST(values<float>(norm).front() ==
+               static_cast<float>(std::sqrt(squared_norm(view(g, n, 1)))));
+    backend.adamw(bw, buffer(m, n, 1), buffer(v, n, 1), bg, norm, Tensor{}, ranges, options);
+    options.gradient_scale = 0.5 / (values<float>(norm).front() + 1e-6);
+    BOOST_TEST(options.gradient_scale < 1.0);
     adamw(view(w, n, 1), view(m, n, 1), view(v, n, 1), view(g, n, 1), ranges, options);
     BOOST_TEST(values<float>(bw) == w);
     BOOST_TEST(backend.squared_norm(bg) == squared_norm(view(g, n, 1)));

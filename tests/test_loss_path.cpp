@@ -7,7 +7,7 @@
 #include "mpi/grid.hpp"
 #include "tests/cases.hpp"
 #include "tests/close.hpp"
-#include "tests/mpi_test_main.hpp"
+#include "tests/groups.hpp"
 #include "tests/views.hpp"
 
 using namespace cpstep;
@@ -235,7 +235,8 @@ void for_each_bench(Grid& grid, F const& f) {
 }
 
 Grid whole_world() {
-    return {test_world(), make_grid_shape(test_world().size(), test_world().size())};
+    return {test_world(), make_grid_shape(test_world().size(), test_world().size()),
+            cpstep::test::host_wires()};
 }
 
 void check_outcome(Outcome const& got, Outcome const& want, MicroBatch const& batch) {

@@ -50,14 +50,12 @@ Event compute(std::int64_t begin, std::int64_t end) {
 }
 
 CommRecord ring_record(std::int64_t posted, std::int64_t waited, std::int64_t done) {
-    return {.label = "ring.kv",
-            .op = "exchange",
-            .group_size = 2,
-            .peer = 1,
-            .bytes = 4096,
-            .posted_ns = posted,
-            .waited_ns = waited,
-            .done_ns = done};
+    CommRecord record{
+        .label = "ring.kv", .op = "exchange", .group_size = 2, .peer = 1, .bytes = 4096};
+    record.posted = posted;
+    record.waited = waited;
+    record.done = record.resumed = done;
+    return record;
 }
 
 RankFileInfo info_of(int rank) {

@@ -142,7 +142,7 @@ BOOST_AUTO_TEST_CASE(the_workspace_is_that_of_the_hungriest_micro_batch) {
     for (std::int64_t const sample : {0, 1}) {
         std::vector<std::int64_t> const one{sample};
         batches.push_back(make_micro_batch(rollout, one, reduction, {.size = 4}, 1));
-        most = std::max(most, attention_workspace_floats(batches.back().plan, heads));
+        most = std::max(most, attention_workspace_bytes(batches.back().plan, heads, DType::f32));
     }
     BOOST_TEST(most > 0);
     BOOST_TEST(workspace_of(batches, heads) == most);

@@ -1,0 +1,281 @@
+// Backward of the reference attention: delta, dq by tiles of queries, dk and dv by tiles of keys
+// that visit every query head of their group, so that no sum needs an atomic.
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/attention_device.hpp"
+#include "cuda/attention_tiles.cuh"
+#include "cuda/kernel.cuh"
+
+namespace cpstep::device {
+namespace {
+
+using namespace tiles;
+
+template <class T>
+struct BackwardArguments {
+    Heads shape;
+    HeadView<T> q, k, v, o, d_o;
+    Matrix<float> lse;
+    Matrix<float> delta;  // (S, H) do_i . o_i
+    Tile const* work;     // tiles of queries
+    KeyTile const* key_tiles;
+    Tile const* parts;
+    Output dq, dk, dv;
+    int key_rows;
+    bool add_queries, add_keys;
+};
+
+/// delta of one head of the queries of one tile. A warp a row.
+template <class T>
+__global__ void __launch_bounds__(threads) delta_kernel(BackwardArguments<T> const a) {
+    int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
+    Tile const t = a.work[blockIdx.x / static_cast<unsigned>(a.shape.heads)];
+    auto const o = a.o.at(head, a.shape.head_dim);
+    auto const d_o = a.d_o.at(head, a.shape.head_dim);
+    int const lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    for (int i = static_cast<int>(threadIdx.x) / warp_lanes; i < t.q_rows;
+         i += threads / warp_lanes) {
+        std::int64_t const row = std::int64_t{t.q_row} + i;
+        float sum = 0.0F;
+        for (int c = lane; c < a.shape.head_dim; c += warp_lanes) {
+            sum = fmaf(to_float(o.data[row * o.stride + c]),
+                       to_float(d_o.data[row * d_o.stride + c]), sum);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            row_of(a.delta, row)[head] = sum;
+        }
+    }
+}
+
+/// dq of one head of the queries of one tile: ds_ij = p_ij (do_i . v_j - delta_i), dq_i = scale
+/// sum_j ds_ij k_j.
+template <int D, class T>
+__global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
+    dq_kernel(BackwardArguments<T> const a) {
+    extern __shared__ float4 shared[];
+    float* const q = reinterpret_cast<float*>(shared);
+    float* const d_o = q + tile_floats<D>;
+    float* const kv = d_o + tile_floats<D>;  // values, then the keys of the same rows
+    float* const ds = kv + tile_floats<D>;
+    auto const [ty, tx] = place();
+    int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
+    Tile const t = a.work[blockIdx.x / static_cast<unsigned>(a.shape.heads)];
+    int const head_dim = a.shape.head_dim;
+    auto const keys = a.k.at(a.shape.kv_head_of(head), head_dim);
+    auto const values = a.v.at(a.shape.kv_head_of(head), head_dim);
+
+    load_tile<D>(q, a.q.at(head, head_dim), t.q_row, t.q_rows, head_dim, a.shape.scale);
+    load_tile<D>(d_o, a.d_o.at(head, head_dim), t.q_row, t.q_rows, head_dim);
+    float lse[each];
+    float delta[each];
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+        std::int64_t const row = std::int64_t{t.q_row} + ty + side * i;
+        bool const inside = ty + side * i < t.q_rows;
+        lse[i] = inside ? row_of(a.lse, row)[head] : 0.0F;
+        delta[i] = inside ? row_of(a.delta, row)[head] : 0.0F;
+    }
+    RowSums<D> dq;
+    for (int key = 0; key < t.kv_rows; key += tile_rows) {
+        int const count = min(tile_rows, t.kv_rows - key);
+        std::int64_t const row = std::int64_t{t.kv_row} + key;
+        __syncthreads();  // the products of the tile before are done
+        load_tile<D>(kv, values, row, count, head_dim);
+        __syncthreads();
+        float dp[each][each];
+        product_of_rows<D>(dp, d_o, kv);
+        __syncthreads();  // values are read
+        load_tile<D>(kv, keys, row, count, head_dim);
+        __syncthreads();
+        float x[each][each];
+        product_of_rows<D>(x, q, kv);
+#pragma unroll
+        for (int i = 0; i < each; ++i) {
+            int const seen = seen_from(t, key, ty + side * i);
+#pragma unroll
+            for (int j = 0; j < each; ++j) {
+                ds[(ty + side * i) * score_pitch + tx + side * j] =
+                    tx + side * j < seen ? expf(x[i][j] - lse[i]) * (dp[i][j] - delta[i]) : 0.0F;
+            }
+        }
+        __syncthreads();
+        add_product(dq, ds, kv);
+    }
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+        if (ty + side * i < t.q_rows) {
+            write_row(a.dq, std::int64_t{t.q_row} + ty + side * i, head, dq, i, head_dim,
+                      a.shape.scale, a.add_queries ? 1.0F : 0.0F);
+        }
+    }
+}
+
+/// Shared tiles of a block of the kernel below.
+template <int D>
+struct KeyTileRoom {
+    float *k, *v, *rows, *scores, *lse, *delta;
+
+    __device__ __forceinline__ explicit KeyTileRoom(float* at)
+        : k(at),
+          v(k + tile_floats<D>),
+          rows(v + tile_floats<D>),
+          scores(rows + tile_floats<D>),
+          lse(scores + score_floats),
+          delta(lse + tile_rows) {}
+};
+
+/// Adds what 64 queries of a part, from query `begin` on, give to dk and dv of the keys of a tile:
+/// dv_j += sum_i p_ij do_i, dk_j += sum_i ds_ij scale q_i. Scores are held with keys as rows.
+template <int D, class T>
+__device__ __forceinline__ void add_queries(BackwardArguments<T> const& a, KeyTileRoom<D> room,
+                                            Tile const& t, int first_key, int head, int begin,
+                                            RowSums<D>& dk, RowSums<D>& dv) {
+    auto const [ty, tx] = place();
+    int const head_dim = a.shape.head_dim;
+    int const count = min(tile_rows, t.q_rows - begin);
+    std::int64_t const row = std::int64_t{t.q_row} + begin;
+    auto const q = a.q.at(head, head_dim);
+    __syncthreads();  // the products of the queries before are done
+    load_tile<D>(room.rows, q, row, count, head_dim, a.shape.scale);
+    if (threadIdx.x < tile_rows) {
+        int const i = static_cast<int>(threadIdx.x);
+        room.lse[i] = i < count ? row_of(a.lse, row + i)[head] : 0.0F;
+        room.delta[i] = i < count ? row_of(a.delta, row + i)[head] : 0.0F;
+    }
+    __syncthreads();
+    float p[each][each];
+    product_of_rows<D>(p, room.k, room.rows);
+    __syncthreads();  // q is read
+    load_tile<D>(room.rows, a.d_o.at(head, head_dim), row, count, head_dim);
+    unsigned seen = 0;  // bit 4 i + j
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+        int const key = ty + side * i - first_key;
+#pragma unroll
+        for (int j = 0; j < each; ++j) {
+            int const query = tx + side * j;
+            bool const sees = query < count && key >= 0 && key < seen_from(t, 0, begin + query);
+            seen |= static_cast<unsigned>(sees) << (each * i + j);
+            p[i][j] = sees ? expf(p[i][j] - room.lse[query]) : 0.0F;
+            room.scores[(ty + side * i) * score_pitch + query] = p[i][j];
+        }
+    }
+    __syncthreads();
+    float dp[each][each];
+    product_of_rows<D>(dp, room.v, room.rows);
+    add_product(dv, room.scores, room.rows);
+    __syncthreads();  // do and p are read
+    load_tile<D>(room.rows, q, row, count, head_dim, a.shape.scale);
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+#pragma unroll
+        for (int j = 0; j < each; ++j) {
+            int const query = tx + side * j;
+            room.scores[(ty + side * i) * score_pitch + query] =
+                (seen >> (each * i + j) & 1U) != 0 ? p[i][j] * (dp[i][j] - room.delta[query])
+                                                   : 0.0F;
+        }
+    }
+    __syncthreads();
+    add_product(dk, room.scores, room.rows);
+}
+
+/// dk and dv of one key head of the keys of one tile: all parts, all query heads of the group.
+template <int D, class T>
+__global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
+    dkv_kernel(BackwardArguments<T> const a) {
+    extern __shared__ float4 shared[];
+    KeyTileRoom<D> const room(reinterpret_cast<float*>(shared));
+    auto const [ty, tx] = place();
+    int const kv_head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.kv_heads));
+    KeyTile const tile = a.key_tiles[blockIdx.x / static_cast<unsigned>(a.shape.kv_heads)];
+    int const head_dim = a.shape.head_dim;
+    int const group = a.shape.heads / a.shape.kv_heads;
+    int const count = min(tile_rows, a.key_rows - tile.row);
+    load_tile<D>(room.k, a.k.at(kv_head, head_dim), tile.row, count, head_dim);
+    load_tile<D>(room.v, a.v.at(kv_head, head_dim), tile.row, count, head_dim);
+    RowSums<D> dk;
+    RowSums<D> dv;
+    bool covered[each] = {};
+    for (int n = 0; n < tile.parts; ++n) {
+        Tile const t = a.parts[tile.first_part + n];
+        int const first_key = t.kv_row - tile.row;
+#pragma unroll
+        for (int i = 0; i < each; ++i) {
+            int const key = ty + side * i - first_key;
+            covered[i] = covered[i] || (key >= 0 && key < t.kv_rows);
+        }
+        for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+            for (int begin = 0; begin < t.q_rows; begin += tile_rows) {
+                add_queries(a, room, t, first_key, head, begin, dk, dv);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+        if (covered[i]) {
+            std::int64_t const row = std::int64_t{tile.row} + ty + side * i;
+            float const keep = a.add_keys ? 1.0F : 0.0F;
+            write_row(a.dk, row, kv_head, dk, i, head_dim, 1.0F, keep);
+            write_row(a.dv, row, kv_head, dv, i, head_dim, 1.0F, keep);
+        }
+    }
+}
+
+}  // namespace
+
+void reference_attention(Device const& d, AttentionBackward const& call,
+                         std::span<Segment const> segments, Accumulate queries, Accumulate keys) {
+    Heads const shape = heads_of(call.shape);
+    std::vector<Tile> const work = query_tiles(segments, tile_rows);
+    KeyTiles const by_key = key_tiles(segments, tile_rows);
+    std::vector<std::int32_t> words;
+    append(words, work);
+    std::size_t const tiles_at = append(words, by_key.tiles);
+    std::size_t const parts_at = append(words, by_key.parts);
+    if (words.empty()) {
+        return;
+    }
+    std::int32_t const* const table = put_words(d, words, work_list);
+    auto const heads = static_cast<std::size_t>(shape.heads);
+    auto* const delta = static_cast<float*>(d.scratch->at_least(
+        static_cast<std::size_t>(call.q.rows) * heads * sizeof(float), "attention delta"));
+    with_type(call.q.dtype, [&](auto type) {
+        using T = decltype(type);
+        BackwardArguments<T> const arguments{shape,
+                                             view_of<T>(call.q),
+                                             view_of<T>(call.k),
+                                             view_of<T>(call.v),
+                                             view_of<T>(call.o),
+                                             view_of<T>(call.d_o),
+                                             call.lse.as<float>(),
+                                             {delta, call.q.rows, shape.heads, shape.heads},
+                                             reinterpret_cast<Tile const*>(table),
+                                             reinterpret_cast<KeyTile const*>(table + tiles_at),
+                                             reinterpret_cast<Tile const*>(table + parts_at),
+                                             output_of(call.dq),
+                                             output_of(call.dk),
+                                             output_of(call.dv),
+                                             static_cast<int>(call.k.rows),
+                                             queries == Accumulate::merge,
+                                             keys == Accumulate::merge};
+        with_width(shape.head_dim, [&](auto width) {
+            constexpr int D = width.value;
+            constexpr std::size_t floats = 3 * tile_floats<D> + score_floats;
+            if (!work.empty()) {
+                launch(d, delta_kernel<T>, work.size() * heads, 0, arguments);
+                launch(d, dq_kernel<D, T>, work.size() * heads, floats, arguments);
+            }
+            if (!by_key.tiles.empty()) {
+                launch(d, dkv_kernel<D, T>,
+                       by_key.tiles.size() * static_cast<std::size_t>(shape.kv_heads),
+                       floats + 2 * tile_rows, arguments);
+            }
+        });
+    });
+}
+
+}  // namespace cpstep::device

@@ -1,0 +1,247 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "cuda/clock.hpp"
+#include "cuda/cuda_queues.hpp"
+
+namespace cpstep {
+namespace {
+
+/// After these every call fails: the process has to end.
+constexpr std::array context_lost{
+    cudaErrorIllegalAddress,      cudaErrorLaunchFailure,       cudaErrorLaunchTimeout,
+    cudaErrorHardwareStackError,  cudaErrorIllegalInstruction,  cudaErrorMisalignedAddress,
+    cudaErrorInvalidAddressSpace, cudaErrorInvalidPc,           cudaErrorAssert,
+    cudaErrorECCUncorrectable,    cudaErrorNvlinkUncorrectable, cudaErrorContained,
+    cudaErrorContextIsDestroyed,  cudaErrorExternalDevice,      cudaErrorTensorMemoryLeak,
+    cudaErrorMpsClientTerminated};
+
+/// No device, or one that this program cannot use.
+constexpr std::array device_unusable{cudaErrorNoDevice,
+                                     cudaErrorInvalidDevice,
+                                     cudaErrorInsufficientDriver,
+                                     cudaErrorStubLibrary,
+                                     cudaErrorInitializationError,
+                                     cudaErrorDevicesUnavailable,
+                                     cudaErrorDeviceNotLicensed,
+                                     cudaErrorStartupFailure,
+                                     cudaErrorCallRequiresNewerDriver,
+                                     cudaErrorSystemNotReady,
+                                     cudaErrorSystemDriverMismatch,
+                                     cudaErrorUnsupportedPtxVersion,
+                                     cudaErrorMpsConnectionFailed,
+                                     cudaErrorMpsRpcFailure,
+                                     cudaErrorMpsServerNotReady,
+                                     cudaErrorMpsMaxClientsReached,
+                                     cudaErrorMpsMaxConnectionsReached,
+                                     cudaErrorCompatNotSupportedOnDevice,
+                                     cudaErrorDeviceUninitialized};
+
+/// No code of this binary runs on the device.
+constexpr std::array wrong_architecture{
+    cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction, cudaErrorInvalidKernelImage,
+    cudaErrorJitCompilationDisabled, cudaErrorJitCompilerNotFound};
+
+bool is_in(auto const& list, cudaError_t rc) {
+    return std::find(list.begin(), list.end(), rc) != list.end();
+}
+
+EventHandle timing_event() {
+    cudaEvent_t event = nullptr;
+    CUDA_CHECK(cudaEventCreate(&event));
+    return EventHandle(event);
+}
+
+/// Neither stream waits for the default one.
+StreamHandle make_stream(int priority) {
+    cudaStream_t stream = nullptr;
+    CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority));
+    return StreamHandle(stream);
+}
+
+struct Priorities {
+    int least = 0;
+    int greatest = 0;
+};
+
+Priorities priorities(int ordinal) {
+    CUDA_CHECK(cudaSetDevice(ordinal));
+    Priorities range;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&range.least, &range.greatest));
+    return range;
+}
+
+/// False while the device has not reached it.
+bool reached(cudaEvent_t event) {
+    cudaError_t const rc = cudaEventQuery(event);
+    if (rc == cudaErrorNotReady) {
+        (void)cudaGetLastError();  // else the next launch would be taken to have failed
+        return false;
+    }
+    check_cuda(rc, "cudaEventQuery");
+    return true;
+}
+
+}  // namespace
+
+void check_cuda(cudaError_t rc, char const* call) {
+    if (rc == cudaSuccess) {
+        return;
+    }
+    (void)cudaGetLastError();  // told here, so that the next check does not tell it again
+    std::string_view name(call);
+    name = name.substr(0, name.find('('));
+    char const* const text = cudaGetErrorString(rc);
+    char const* const symbol = cudaGetErrorName(rc);
+    if (is_in(context_lost, rc)) {
+        fail(ExitCode::internal, "{}: {} ({}); the device context is lost", name, text, symbol);
+    }
+    if (is_in(wrong_architecture, rc)) {
+        fail(ExitCode::environment,
+             "{}: {} ({}); this binary holds code for " CPSTEP_CUDA_CODE
+             " only; build with -DCMAKE_CUDA_ARCHITECTURES=NN, NN the device's compute capability",
+             name, text, symbol);
+    }
+    ExitCode code = ExitCode::internal;
+    if (is_in(device_unusable, rc)) {
+        code = ExitCode::environment;
+    } else if (rc == cudaErrorMemoryAllocation) {
+        code = ExitCode::input_data;
+    }
+    fail(code, "{}: {} ({})", name, text, symbol);
+}
+
+DeviceQueues::DeviceQueues(int ordinal, std::chrono::milliseconds deadline)
+    : ordinal_(ordinal),
+      deadline_(deadline),
+      compute_(make_stream(priorities(ordinal).least)),
+      wire_(make_stream(priorities(ordinal).greatest)),
+      compute_reached_(ordering_event()),
+      wire_reached_(ordering_event()),
+      all_reached_(ordering_event()),
+      memory_(*this) {}
+
+void DeviceQueues::wire_after_compute() {
+    CUDA_CHECK(cudaEventRecord(compute_reached_.get(), compute()));
+    CUDA_CHECK(cudaStreamWaitEvent(wire(), compute_reached_.get(), 0));
+}
+
+void DeviceQueues::compute_after_wire() {
+    CUDA_CHECK(cudaEventRecord(wire_reached_.get(), wire()));
+    CUDA_CHECK(cudaStreamWaitEvent(compute(), wire_reached_.get(), 0));
+}
+
+void DeviceQueues::wait(cudaEvent_t event) {
+    using namespace std::chrono_literals;
+    constexpr int spins = 200;  // as long as a short copy takes
+    auto const start = std::chrono::steady_clock::now();
+    for (int polls = 0; !reached(event); ++polls) {
+        if (polls < spins) {
+            continue;
+        }
+        check_watchers();
+        auto const waited = std::chrono::steady_clock::now() - start;
+        if (waited > deadline_) {
+            Error const late = lateness();  // what is pending is known only before it is given up
+            give_up();
+            throw late;
+        }
+        if (waited < 5ms) {
+            std::this_thread::yield();
+        } else {
+            std::this_thread::sleep_for(50us);
+        }
+    }
+}
+
+void DeviceQueues::check_watchers() {
+    try {
+        for (QueueWatcher* const watcher : watchers_) {
+            watcher->check();
+        }
+    } catch (...) {
+        give_up();
+        throw;
+    }
+}
+
+void DeviceQueues::give_up() noexcept {
+    given_up_ = true;
+    for (QueueWatcher* const watcher : watchers_) {
+        watcher->give_up();
+    }
+}
+
+Error DeviceQueues::lateness() const {
+    std::string pending;
+    for (QueueWatcher const* const watcher : watchers_) {
+        std::string const text = watcher->pending();
+        if (!text.empty()) {
+            pending += (pending.empty() ? "" : ", ") + text;
+        }
+    }
+    return {ExitCode::communication,
+            fmt::format("timed out after {:g} s waiting for device {}, {}; a peer has died, "
+                        "skipped this call or needs longer (--comm-timeout)",
+                        std::chrono::duration<double>(deadline_).count(), ordinal_,
+                        pending.empty() ? "with no transfer open" : "which waits for " + pending)};
+}
+
+void DeviceQueues::synchronize() {
+    compute_after_wire();
+    CUDA_CHECK(cudaEventRecord(all_reached_.get(), compute()));
+    wait(all_reached_.get());
+}
+
+EventMarks::EventMarks(DeviceQueues& queues)
+    : queues_(queues), base_(timing_event()), candidate_(timing_event()) {
+    begin();
+}
+
+/// The device reaches the base between two readings of the host's clock; of several tries the one
+/// with the closest readings counts.
+void EventMarks::begin() {
+    constexpr int tries = 8;
+    queues_.synchronize();
+    used_ = 0;
+    std::int64_t closest = std::numeric_limits<std::int64_t>::max();
+    for (int i = 0; i < tries; ++i) {
+        std::int64_t const before = now_ns();
+        CUDA_CHECK(cudaEventRecord(candidate_.get(), queues_.compute()));
+        queues_.wait(candidate_.get());
+        std::int64_t const bracket = now_ns() - before;
+        if (bracket < closest) {
+            closest = bracket;
+            base_ns_ = before + bracket / 2;
+            std::swap(base_, candidate_);
+        }
+    }
+}
+
+Mark EventMarks::mark(cudaStream_t stream) {
+    if (used_ == events_.size()) {
+        events_.push_back(timing_event());
+    }
+    CUDA_CHECK(cudaEventRecord(events_[used_].get(), stream));
+    ++used_;
+    return -static_cast<Mark>(used_);
+}
+
+std::int64_t EventMarks::ns(Mark mark) const {
+    if (mark >= 0) {
+        return mark;
+    }
+    auto const index = static_cast<std::size_t>(-(mark + 1));
+    require(index < used_, ExitCode::internal, "mark {} is from before begin_marks()", mark);
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, base_.get(), events_[index].get()));
+    return base_ns_ + std::llround(static_cast<double>(milliseconds) * 1e6);
+}
+
+}  // namespace cpstep

@@ -1,0 +1,120 @@
+#include "mpi/comm_device.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace cpstep {
+namespace {
+
+int place_of(World const& world, std::vector<int> const& members) {
+    auto const at = std::ranges::find(members, world.rank());
+    require(at != members.end(), ExitCode::internal,
+            "rank {} forms a group that it is not a member of", world.rank());
+    return static_cast<int>(at - members.begin());
+}
+
+/// Errors of earlier work count as reached: who waits for the queue is told of them.
+bool reached(EventHandle const& event) {
+    if (!event || cudaEventQuery(event.get()) != cudaErrorNotReady) {
+        return true;
+    }
+    (void)cudaGetLastError();  // "not ready" would be taken for the failure of the next launch
+    return false;
+}
+
+}  // namespace
+
+DeviceComm::DeviceComm(World const& world, Backend& backend, std::vector<int> const& members)
+    : Comm(place_of(world, members), static_cast<int>(members.size())),
+      world_(world),
+      backend_(backend),
+      queues_(*backend.queues()),
+      members_(members) {
+    queues_.watch(this);
+}
+
+std::string DeviceComm::describe(std::string_view op, std::string_view label, int peer,
+                                 int other) const {
+    std::string peers;
+    if (peer != no_peer && other != no_peer && peer != other) {
+        peers = fmt::format(" with ranks {} and {}", world_rank_of(peer), world_rank_of(other));
+    } else if (peer != no_peer || other != no_peer) {
+        peers = fmt::format(" with rank {}", world_rank_of(std::max(peer, other)));
+    }
+    return fmt::format("{} '{}'{} (group of {})", op, label, peers, size());
+}
+
+void DeviceComm::call_queued(std::string what) {
+    (void)add(std::move(what), false);
+}
+
+int DeviceComm::exchange_queued(std::string what) {
+    return add(std::move(what), true);
+}
+
+int DeviceComm::exchange_skipped() {
+    int const ticket = next_ticket_++;
+    calls_.emplace(ticket, Call{.what = {}, .finished = {}, .open = true});
+    return ticket;
+}
+
+int DeviceComm::add(std::string what, bool open) {
+    forget_finished();
+    if (idle_events_.empty()) {
+        cudaEvent_t event = nullptr;
+        CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+        idle_events_.emplace_back(event);
+    }
+    EventHandle event = std::move(idle_events_.back());
+    idle_events_.pop_back();
+    CUDA_CHECK(cudaEventRecord(event.get(), queues_.wire()));
+    int const ticket = next_ticket_++;
+    calls_.emplace(ticket,
+                   Call{.what = std::move(what), .finished = std::move(event), .open = open});
+    return ticket;
+}
+
+/// The wire stream finishes calls in their order.
+void DeviceComm::forget_finished() {
+    for (auto at = calls_.begin(); at != calls_.end();) {
+        Call& call = at->second;
+        if (call.open) {
+            ++at;
+            continue;
+        }
+        if (!reached(call.finished)) {
+            return;
+        }
+        if (call.finished) {
+            idle_events_.push_back(std::move(call.finished));
+        }
+        at = calls_.erase(at);
+    }
+}
+
+void DeviceComm::do_end_exchange(int ticket) {
+    Call& call = calls_.at(ticket);
+    if (call.finished) {
+        CUDA_CHECK(cudaStreamWaitEvent(queues_.compute(), call.finished.get(), 0));
+    }
+    call.open = false;
+}
+
+void DeviceComm::drain() {
+    for (auto const& [ticket, call] : calls_) {
+        if (call.finished) {
+            queues_.wait(call.finished.get());
+        }
+    }
+}
+
+std::string DeviceComm::pending() const {
+    for (auto const& [ticket, call] : calls_) {
+        if (!reached(call.finished)) {
+            return call.what;
+        }
+    }
+    return "";
+}
+
+}  // namespace cpstep

@@ -1,0 +1,75 @@
+// Private to mpi/, builds with CUDA: what wires on a device's memory share. A call queues its work
+// on the wire stream, after what the compute stream holds, and returns.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cuda/cuda_backend.hpp"
+#include "mpi/comm.hpp"
+#include "mpi/world.hpp"
+
+namespace cpstep {
+
+class DeviceComm : public Comm, protected QueueWatcher {
+  public:
+    /// `members` are world ranks in group order; world and backend must outlive this.
+    DeviceComm(World const& world, Backend& backend, std::vector<int> const& members);
+    DeviceComm(DeviceComm const&) = delete;
+    DeviceComm& operator=(DeviceComm const&) = delete;
+    ~DeviceComm() override { queues_.unwatch(this); }
+
+    int world_rank_of(int group_rank) const override {
+        return members_[static_cast<std::size_t>(group_rank)];
+    }
+
+  protected:
+    World const& world() const { return world_; }
+    CudaQueues& queues() { return queues_; }
+    std::vector<int> const& members() const { return members_; }
+
+    /// "exchange 'cp.kv' with rank 1 (group of 2)"; peers are group ranks, no_peer for none.
+    std::string describe(std::string_view op, std::string_view label, int peer = no_peer,
+                         int other = no_peer) const;
+    /// All work of a collective is on the wire stream; `what` names the call while it is
+    /// unfinished.
+    void call_queued(std::string what);
+    /// The same for an exchange, which a later do_end_exchange(ticket) ends.
+    int exchange_queued(std::string what);
+    /// An exchange in which this rank has no part.
+    int exchange_skipped();
+    /// Waits until all calls have finished, with the deadline of the queues.
+    void drain();
+
+    void check() override {}
+    std::string pending() const override;
+
+  private:
+    struct Call {
+        std::string what;
+        EventHandle finished;  ///< none where nothing was queued
+        bool open = false;     ///< an exchange that has not been ended
+    };
+
+    void do_end_exchange(int ticket) override;
+    bool queued() const override { return true; }
+    void wire_after_compute() override { queues_.wire_after_compute(); }
+    void compute_after_wire() override { queues_.compute_after_wire(); }
+    Mark mark(Queue queue) override { return backend_.mark(queue); }
+
+    int add(std::string what, bool open);
+    void forget_finished();
+
+    World const& world_;
+    Backend& backend_;
+    CudaQueues& queues_;
+    std::vector<int> members_;
+    std::map<int, Call> calls_;  ///< by ticket, oldest first; those that may not have finished
+    std::vector<EventHandle> idle_events_;
+    int next_ticket_ = 0;
+};
+
+}  // namespace cpstep
