@@ -19,6 +19,8 @@ struct Check {
     std::string unit;   ///< "max abs", "rel L2", "calls"
     std::string where;  ///< worst place: "sample 3 token 17", a label
     bool pass = false;
+    bool exact = false;       ///< arithmetic that no rounding of the step enters
+    std::string excuse = {};  ///< why its failure says nothing of CP, "" if it does
 };
 
 /// Rounding bounds of fp32 sums, c eps sqrt(length) with c = 8 and eps = 2^-24 (half an ulp of 1):
@@ -38,6 +40,44 @@ struct ParityBounds {
 std::vector<Check> compare_results(VariantResult const& base, VariantResult const& other,
                                    ParameterLayout const& layout, Rollout const& rollout,
                                    AdamWOptions const& adamw, double clip_grad);
+
+/// The same in bf16, where bounds from sizes alone would be wide enough to hide bugs. Errors are
+/// taken against `reference`, the baseline in fp32; with e that of the baseline, `other` may have
+///   rms over tokens         c(n) e + 2^-10 max(1, rms of the reference)
+///   largest over tokens   2 c(n) e + 2^-8 max(1, largest of the reference)
+///   relative L2 of a tensor's gradient, and of all  c(n) e + 2^-10
+/// c(n) = max(1.5, exp(4.5 / sqrt(n))): the logarithms of two rms of n independent errors differ
+/// with a standard deviation of 1/sqrt(n); 4.5 of them are within 1.5 from 124 values on. The
+/// largest error is a single draw of a long tail, hence the 2. The absolute term is about one
+/// rounding to bf16, for a baseline that has none by chance: half an ulp is 2^-8, the rms of a
+/// rounding 2^-9.2 of the value.
+/// Single numbers (k_j, metrics, the norm) have no error ratio, one of them is 0 by chance. They
+/// are sums that bf16 has no part in, so each must be what the host makes of other's own tokens and
+/// gradients in double: c eps sqrt(tokens) max(1, |A|) max(1, rms of log-probs and entropies), c
+/// and eps as in ParityBounds, plus the weight of tokens within 2^-20 of a border of clipping.
+/// Advantages and updated weights as in compare_results().
+/// A gradient jumps where a token or sample crosses a border of clipping. Where all else passes and
+/// dL/dlog-prob of other's own arrays is off by d, more than c(n) what it is in the baseline,
+/// gradients that exceed their bounds by no more than 4 d are excused: chance, not CP.
+std::vector<Check> compare_results_bf16(VariantResult const& reference, VariantResult const& base,
+                                        VariantResult const& other, ParameterLayout const& layout,
+                                        Rollout const& rollout, Options const& options);
+
+/// The samples for the reference's backward: recorded old and rollout log-probs moved by what bf16
+/// moved the baseline's, so that fp32 sees the baseline's ratios and clips the same tokens. Else
+/// the errors of both are those of a few tokens that rounding carries over a border, and a wrong
+/// gradient is small beside them. `reference`: of a step on the samples as they are.
+Rollout anchored_rollout(Rollout rollout, VariantResult const& reference,
+                         VariantResult const& base);
+
+/// Of the baseline: its numbers against its own arrays, and whether its errors leave anything to
+/// tell a right variant from a wrong one by: rms of log-probs and entropies (nats) and the relative
+/// error of the whole gradient at most 0.5, no more than 1 % of its square in tensors above that.
+std::vector<Check> check_baseline_bf16(VariantResult const& reference, VariantResult const& base,
+                                       ParameterLayout const& layout, Rollout const& rollout,
+                                       Options const& options);
+/// A check of check_baseline_bf16() that fails makes every other one idle.
+bool limits_resolution(Check const& check);
 
 /// Sharp attention (large K biases) and the like amplify rounding beyond what sizes explain.
 /// `noise` is compare_results() of the baseline and itself after TrainStep::run_nudged: each bound

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "app/estimate.hpp"
 #include "app/ranking.hpp"
 
 namespace cpstep {
@@ -39,12 +40,15 @@ std::string row_group(std::string const& name) {
 struct CheckRow {
     Check worst;
     int count = 0;
-    int failed = 0;
+    int passed = 0;
+    int failed = 0;  ///< counts_as_failed(); what neither passed nor failed is left open
+
+    char const* status() const { return failed > 0 ? "FAIL" : passed == count ? "ok" : "open"; }
 };
 
-std::vector<CheckRow> check_rows(std::vector<Check> const& checks, std::string const& variant) {
+std::vector<CheckRow> check_rows(Report const& report, std::string const& variant) {
     std::vector<CheckRow> rows;
-    for (Check const& check : checks) {
+    for (Check const& check : report.checks) {
         if (check.variant != variant) {
             continue;
         }
@@ -52,13 +56,14 @@ std::vector<CheckRow> check_rows(std::vector<Check> const& checks, std::string c
             return row_group(r.worst.name) == row_group(check.name);
         });
         if (row == rows.end()) {
-            row = rows.insert(rows.end(), {check, 0, 0});
+            row = rows.insert(rows.end(), {check, 0, 0, 0});
         } else if ((row->worst.pass && !check.pass) ||
                    (row->worst.pass == check.pass && !(check.measured <= row->worst.measured))) {
             row->worst = check;
         }
         row->count += 1;
-        row->failed += check.pass ? 0 : 1;
+        row->passed += check.pass ? 1 : 0;
+        row->failed += counts_as_failed(report, check) ? 1 : 0;
     }
     return rows;
 }
@@ -101,15 +106,14 @@ void parity_table(std::string& out, Report const& report, VariantResult const& r
                             : result.name + " against " + report.results.front().name);
     fmt::format_to(std::back_inserter(out), "  {:<17} {:>10} {:>10}  {:<19} {:<4} {}\n", "check",
                    "measured", "bound", "unit", "", "worst at");
-    for (CheckRow const& row : check_rows(report.checks, result.name)) {
+    for (CheckRow const& row : check_rows(report, result.name)) {
         std::string const group = row_group(row.worst.name);
         bool const tensor = group != row.worst.name;
         std::string const where =
             tensor ? row.worst.name.substr(group.size() + 1) : row.worst.where;
         fmt::format_to(std::back_inserter(out), "  {:<17} {:>10.2e} {:>10.2e}  {:<19} {:<4} {}\n",
                        row.count > 1 ? fmt::format("{} ({})", group, row.count) : group,
-                       row.worst.measured, row.worst.bound, row.worst.unit,
-                       row.failed == 0 ? "ok" : "FAIL", where);
+                       row.worst.measured, row.worst.bound, row.worst.unit, row.status(), where);
     }
 }
 
@@ -154,6 +158,60 @@ void ledger_table(std::string& out, VariantResult const& result, std::size_t wid
                        known ? std::to_string(budget->second.calls) : "none",
                        known ? std::to_string(budget->second.bytes) : "none");
     }
+}
+
+/// Up to this many ranks have a row of their own; of more, only the one with the largest peak.
+constexpr std::size_t memory_rows = 8;
+
+void memory_table(std::string& out, Report const& report) {
+    if (report.memory.empty()) {
+        return;
+    }
+    auto const to = std::back_inserter(out);
+    auto const row = [&](std::size_t rank) {
+        MemoryUse const& use = report.memory[rank];
+        bool const measured = use.peak_bytes > 0;
+        double const share =
+            static_cast<double>(use.peak_bytes) / static_cast<double>(use.planned_bytes);
+        fmt::format_to(to, "rank {:<6} {:>11} {:>11} {:>12}\n", rank,
+                       human_bytes(use.planned_bytes),
+                       measured ? human_bytes(use.peak_bytes) : "not measured",
+                       measured ? fmt::format("{:.2f}", share) : "");
+    };
+    fmt::format_to(to, "\n{:<11} {:>11} {:>11} {:>12}\n", "memory", "planned", "peak",
+                   "peak / plan");
+    if (report.memory.size() <= memory_rows) {
+        for (std::size_t rank = 0; rank < report.memory.size(); ++rank) {
+            row(rank);
+        }
+    } else {
+        auto const largest = std::max_element(
+            report.memory.begin(), report.memory.end(),
+            [](MemoryUse const& a, MemoryUse const& b) { return a.peak_bytes < b.peak_bytes; });
+        row(static_cast<std::size_t>(largest - report.memory.begin()));
+    }
+    std::vector<std::string> parts;
+    for (auto const& [name, bytes] : report.memory_parts) {
+        parts.push_back(fmt::format("{} {}", name, human_bytes(bytes)));
+    }
+    if (!parts.empty()) {
+        fmt::format_to(to, "of the plan: {}\n", fmt::join(parts, ", "));
+    }
+}
+
+std::string precision_text(Report const& report) {
+    return report.precision == Precision::bf16
+               ? fmt::format("bf16; reference: {}", report.reference_name)
+               : "fp32";
+}
+
+/// The notes and what the report itself says of its worth.
+std::vector<std::string> notes_of(Report const& report) {
+    std::vector<std::string> notes = report.notes;
+    if (!report.timing_valid && !report.timing.variants.empty()) {
+        notes.emplace_back(blind_timing);
+    }
+    return notes;
 }
 
 json number(double value) {
@@ -218,6 +276,19 @@ json variant_json(Report const& report, std::size_t index) {
     return out;
 }
 
+json memory_json(Report const& report) {
+    json out{{"ranks", json::array()}, {"parts_bytes", json::object()}};
+    for (MemoryUse const& use : report.memory) {
+        out["ranks"].push_back(
+            {{"planned_bytes", use.planned_bytes},
+             {"peak_bytes", use.peak_bytes > 0 ? json(use.peak_bytes) : json(nullptr)}});
+    }
+    for (auto const& [name, bytes] : report.memory_parts) {
+        out["parts_bytes"][name] = bytes;
+    }
+    return out;
+}
+
 json ranking_json(Report const& report) {
     json out = json::array();
     for (VariantCost const& cost : rank_variants(report)) {
@@ -262,6 +333,11 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
         "cpstep {}: {} ranks, {} parameters, {} samples, {} tokens ({} of responses)\n{}; {}\n",
         facts.version, facts.world, facts.parameters, facts.samples, facts.tokens,
         facts.response_tokens, facts.backend, facts.mpi.substr(0, facts.mpi.find(',')));
+    if (!facts.cuda.empty()) {
+        out += facts.cuda + "\n";
+    }
+    fmt::format_to(std::back_inserter(out), "precision: {}{}\n", precision_text(report),
+                   facts.wires.empty() ? "" : "; wires: " + facts.wires);
     fmt::format_to(std::back_inserter(out), "signal: {}\n", report.signal.reason);
     for (std::size_t i = 0; i < report.results.size(); ++i) {
         StepMetrics const& m = report.results[i].metrics;
@@ -285,9 +361,10 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
     for (VariantResult const& result : report.results) {
         ledger_table(out, result, width);
     }
+    memory_table(out, report);
     timing_table(out, report);
     out += ranking_text(report);
-    for (std::string const& note : report.notes) {
+    for (std::string const& note : notes_of(report)) {
         fmt::format_to(std::back_inserter(out), "note: {}\n", note);
     }
     std::string name = verdict_name(report.code);
@@ -300,29 +377,36 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
 }
 
 std::string report_json(Report const& report, RunFacts const& facts, Options const& options) {
-    json out{{"format", "cpstep-summary"},
-             {"format_version", 1},
-             {"verdict", verdict_name(report.code)},
-             {"exit_code", static_cast<int>(report.code)},
-             {"reason", report.reason},
-             {"signal", {{"present", report.signal.present}, {"reason", report.signal.reason}}},
-             {"run",
-              {{"version", facts.version},
-               {"backend", facts.backend},
-               {"mpi", facts.mpi},
-               {"host", facts.host},
-               {"start_utc", facts.start_utc},
-               {"ranks", facts.world},
-               {"parameters", facts.parameters},
-               {"samples", facts.samples},
-               {"tokens", facts.tokens},
-               {"response_tokens", facts.response_tokens}}},
-             {"gate_ratio", options.gate_ratio > 0 ? json(options.gate_ratio) : json(nullptr)},
-             {"reproducible", report.timing.reproducible},
-             {"notes", report.notes},
-             {"variants", json::array()},
-             {"parity", json::array()},
-             {"config", json::object()}};
+    json out{
+        {"format", "cpstep-summary"},
+        {"format_version", 1},
+        {"verdict", verdict_name(report.code)},
+        {"exit_code", static_cast<int>(report.code)},
+        {"reason", report.reason},
+        {"signal", {{"present", report.signal.present}, {"reason", report.signal.reason}}},
+        {"run",
+         {{"version", facts.version},
+          {"backend", facts.backend},
+          {"cuda", facts.cuda},
+          {"wires", facts.wires},
+          {"mpi", facts.mpi},
+          {"host", facts.host},
+          {"start_utc", facts.start_utc},
+          {"ranks", facts.world},
+          {"parameters", facts.parameters},
+          {"samples", facts.samples},
+          {"tokens", facts.tokens},
+          {"response_tokens", facts.response_tokens}}},
+        {"gate_ratio", options.gate_ratio > 0 ? json(options.gate_ratio) : json(nullptr)},
+        {"precision", report.precision == Precision::bf16 ? "bf16" : "fp32"},
+        {"reference", report.reference_name.empty() ? json(nullptr) : json(report.reference_name)},
+        {"timing_valid", report.timing_valid},
+        {"reproducible", report.timing.reproducible},
+        {"notes", notes_of(report)},
+        {"memory", memory_json(report)},
+        {"variants", json::array()},
+        {"parity", json::array()},
+        {"config", json::object()}};
     for (std::size_t i = 0; i < report.plans.size(); ++i) {
         out["variants"].push_back(variant_json(report, i));
     }
@@ -333,6 +417,7 @@ std::string report_json(Report const& report, RunFacts const& facts, Options con
                                  {"bound", number(check.bound)},
                                  {"unit", check.unit},
                                  {"where", check.where},
+                                 {"excuse", check.excuse},
                                  {"pass", check.pass}});
     }
     out["ranking"] = ranking_json(report);

@@ -11,6 +11,8 @@ namespace cpstep {
 /// Facts of the run that stand above the results.
 struct RunFacts {
     std::string version, backend, mpi, host, start_utc;
+    std::string wires;  ///< Wires::description()
+    std::string cuda;   ///< cuda_versions()
     std::int64_t parameters = 0;
     std::int64_t samples = 0, tokens = 0, response_tokens = 0;
     int world = 1;

@@ -13,17 +13,20 @@ namespace {
 
 /// Arrays over the whole rollout that ranks fill in part and sum up.
 struct Partial {
+    enum Array : std::int64_t { log_prob, ref, old, rollout, entropy, coverage, arrays };
+
     explicit Partial(Rollout const& rollout)
         : tokens(rollout.response_tokens()),
           samples(rollout.samples()),
-          values(4 * tokens + 2 * samples) {}
+          values(arrays * tokens + 2 * samples) {}
 
-    double& log_prob(std::int64_t i) { return values[i]; }
-    double& ref(std::int64_t i) { return values[tokens + i]; }
-    double& entropy(std::int64_t i) { return values[2 * tokens + i]; }
-    double& coverage(std::int64_t i) { return values[3 * tokens + i]; }
-    double& seq_kl(std::int64_t j) { return values[4 * tokens + j]; }
-    double& advantage(std::int64_t j) { return values[4 * tokens + samples + j]; }
+    double& at(Array array, std::int64_t i) { return values[array * tokens + i]; }
+    double& seq_kl(std::int64_t j) { return values[arrays * tokens + j]; }
+    double& advantage(std::int64_t j) { return values[arrays * tokens + samples + j]; }
+
+    std::vector<double> array(Array array) const { return slice(array * tokens, tokens); }
+    std::vector<double> seq_kls() const { return slice(arrays * tokens, samples); }
+    std::vector<double> advantages() const { return slice(arrays * tokens + samples, samples); }
 
     std::vector<double> slice(std::int64_t begin, std::int64_t count) const {
         return {values.begin() + begin, values.begin() + begin + count};
@@ -41,20 +44,24 @@ std::vector<float> downloaded(Backend& backend, Tensor tensor) {
 }
 
 void add_batch(Partial& partial, Backend& backend, Rollout const& rollout, MicroBatch const& batch,
-               BatchBuffers const& buffers, bool has_ref, bool owns_seq_kl) {
+               BatchBuffers const& buffers, StepShape const& shape, bool owns_seq_kl) {
     auto const log_probs = downloaded(backend, buffers.log_probs);
     auto const entropy = downloaded(backend, buffers.entropy);
     auto const ref = downloaded(backend, buffers.ref_log_probs);
+    auto const old = downloaded(backend, buffers.old_log_probs);
+    auto const engine = downloaded(backend, buffers.rollout_log_probs);
     auto const advantages = downloaded(backend, buffers.advantages);
     auto const seq_kl = downloaded(backend, buffers.seq_kl);
     for (std::size_t r = 0; r < batch.own.index.size(); ++r) {
         std::int64_t const i = batch.own.index[r];
         std::int64_t const sample = batch.samples[batch.own.sample_of[r]];
         std::size_t const at = batch.loss_place(r);
-        partial.log_prob(i) += log_probs[r];
-        partial.ref(i) += has_ref ? ref[at] : 0.0;
-        partial.entropy(i) += entropy[r];
-        partial.coverage(i) += 1.0;
+        partial.at(Partial::log_prob, i) += log_probs[r];
+        partial.at(Partial::ref, i) += shape.has_ref ? ref[at] : 0.0;
+        partial.at(Partial::old, i) += old[at];
+        partial.at(Partial::rollout, i) += shape.tis ? engine[at] : 0.0;
+        partial.at(Partial::entropy, i) += entropy[r];
+        partial.at(Partial::coverage, i) += 1.0;
         partial.advantage(sample) +=
             advantages[at] / static_cast<double>(rollout.response_length(sample));
     }
@@ -99,7 +106,7 @@ std::vector<std::string> gather_lines(World& world, std::vector<std::string> con
 /// Each response token must come from exactly one rank.
 void find_worst_coverage(VariantResult& result, Partial& partial, Rollout const& rollout) {
     for (std::int64_t i = 0; i < partial.tokens; ++i) {
-        double const error = std::abs(partial.coverage(i) - 1.0);
+        double const error = std::abs(partial.at(Partial::coverage, i) - 1.0);
         if (error > result.coverage_error) {
             result.coverage_error = error;
             result.coverage_place = token_place(rollout, i);
@@ -124,17 +131,21 @@ VariantResult collect_result(World& world, Backend& backend, TrainStep& step, Va
         bool const owns_seq_kl =
             variant.grid().cp_rank() == 0 || !variant.loss(i).seq_kl_complete(step.loss_options());
         add_batch(partial, backend, rollout, variant.batches()[i], variant.buffers()[i],
-                  step.shape().has_ref, owns_seq_kl);
+                  step.shape(), owns_seq_kl);
     }
     world.sum(partial.values);
     find_worst_coverage(result, partial, rollout);
-    result.log_probs = partial.slice(0, partial.tokens);
+    result.log_probs = partial.array(Partial::log_prob);
+    result.old_log_probs = partial.array(Partial::old);
     if (step.shape().has_ref) {
-        result.ref_log_probs = partial.slice(partial.tokens, partial.tokens);
+        result.ref_log_probs = partial.array(Partial::ref);
     }
-    result.entropy = partial.slice(2 * partial.tokens, partial.tokens);
-    result.seq_kl = partial.slice(4 * partial.tokens, partial.samples);
-    result.advantages = partial.slice(4 * partial.tokens + partial.samples, partial.samples);
+    if (step.shape().tis) {
+        result.rollout_log_probs = partial.array(Partial::rollout);
+    }
+    result.entropy = partial.array(Partial::entropy);
+    result.seq_kl = partial.seq_kls();
+    result.advantages = partial.advantages();
 
     result.ledger = variant.grid().ledger();
     result.budget = expected_ledger(step.shape(), layout, variant.batches(), variant.plan().grid,

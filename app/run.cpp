@@ -55,6 +55,7 @@ class Run {
     void widen_if_noisy();
     void time_steps();
     void write_shards(Variant& variant, VariantResult const& result);
+    void record_memory();
     void write_outputs();
     void progress(StepTime const& step);
 
@@ -70,6 +71,8 @@ class Run {
     std::unique_ptr<Trace> trace_;
     std::unique_ptr<TrainStep> step_;
     std::vector<std::unique_ptr<Variant>> variants_;
+    std::optional<VariantResult> reference_;  // what bf16 is held against
+    MemoryEstimate memory_;
     Report report_;
     int steps_done_ = 0;
 };
@@ -122,6 +125,12 @@ Run::Run(World& world, Setup& setup)
     wires_ = make_wires(world, backend_, wire_options(options));
     facts_.backend = backend_.description();
     facts_.wires = wires_->description();
+    facts_.cuda = cuda_versions();
+    report_.precision = processor_.precision;
+    report_.timing_valid = wires_->timing_valid();
+    if (!processor_.note.empty()) {
+        setup.notes.push_back(processor_.note);
+    }
     plan_memory();
     std::vector<float> policy;
     std::vector<float> reference;
@@ -159,9 +168,8 @@ Run::Run(World& world, Setup& setup)
 /// Before anything is taken: what a rank will take, and whether the ranks of a device (of a host,
 /// without one) have room for it.
 void Run::plan_memory() {
-    MemoryEstimate const plan = setup_.memory(&backend_);
+    MemoryEstimate const& plan = memory_ = setup_.memory(&backend_);
     std::int64_t const wanted = processor_.on_host() ? plan.total() - plan.results : plan.device();
-    facts_.planned_device_bytes = processor_.on_host() ? 0 : plan.device();
     if (world_.root() && !setup_.options.quiet) {
         fmt::print(stderr, "cpstep: {}\n", describe_memory(plan, memory_rule(backend_)));
     }
@@ -185,12 +193,12 @@ void Run::plan_memory() {
 /// The baseline in fp32, whose memory is given back before the run takes its own.
 void Run::compute_reference(std::vector<float> const& policy, std::vector<float> const& reference) {
     if (world_.root() && !setup_.options.quiet) {
-        fmt::print(stderr, "cpstep: computing the baseline in fp32, the reference of {}\n",
-                   facts_.precision);
+        fmt::print(stderr, "cpstep: computing the baseline in fp32, the reference of {}\n", "bf16");
     }
     auto const exact = make_reference_backend(world_, processor_, setup_.options);
     auto const wires = make_wires(world_, *exact, wire_options(setup_.options));
-    report_.reference = reference_result(world_, *exact, *wires, setup_, policy, reference);
+    reference_ = reference_result(world_, *exact, *wires, setup_, policy, reference);
+    report_.reference_name = reference_->name;
 }
 
 void Run::open_output() {
@@ -275,25 +283,9 @@ void Run::write_shards(Variant& variant, VariantResult const& result) {
 
 void Run::compare() {
     Rollout const& rollout = setup_.samples.rollout;
-    VariantResult const& base = report_.results.front();
-    for (VariantResult const& result : report_.results) {
-        if (report_.nonfinite.empty()) {
-            std::string const place = first_nonfinite(result, setup_.layout, rollout);
-            report_.nonfinite = place.empty() ? "" : result.name + ": " + place;
-        }
-        if (&result != &base) {
-            auto const checks =
-                report_.reference
-                    ? compare_results_bf16(*report_.reference, base, result, setup_.layout, rollout,
-                                           setup_.options.adamw, setup_.options.clip_grad)
-                    : compare_results(base, result, setup_.layout, rollout, setup_.options.adamw,
-                                      setup_.options.clip_grad);
-            report_.checks.insert(report_.checks.end(), checks.begin(), checks.end());
-        }
-        auto const alone = check_result(result);
-        report_.checks.insert(report_.checks.end(), alone.begin(), alone.end());
-    }
-    report_.signal = check_signal(base, setup_.options, setup_.samples);
+    compare_all(report_, reference_ ? &*reference_ : nullptr, setup_.layout, rollout,
+                setup_.options);
+    report_.signal = check_signal(report_.results.front(), setup_.options, setup_.samples);
 }
 
 /// Only a step that is right and has a signal is worth timing.
@@ -321,8 +313,7 @@ void Run::write_outputs() {
     auto const events = world_.gather(
         fmt::format("{} {} {}", world_.host(), world_.local_rank(), trace_->event_count()));
     trace_->close();
-    facts_.peak_device_bytes =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_device_bytes(backend_))));
+    record_memory();
     world_.set_deadline(std::chrono::hours(1));  // the others wait while rank 0 writes
     if (!world_.root()) {
         return;
@@ -349,6 +340,21 @@ void Run::write_outputs() {
     fmt::print("{}", report_table(report_, facts_, options.gate_ratio));
     fmt::print("written: {}\n", (options.output / "{run.h5,summary.json,ranks/}").string());
     std::fflush(stdout);
+}
+
+void Run::record_memory() {
+    if (processor_.on_host()) {
+        return;
+    }
+    for (std::string const& text : world_.gather(std::to_string(peak_device_bytes(backend_)))) {
+        report_.memory.push_back(
+            {.planned_bytes = memory_.device(), .peak_bytes = std::stoll(text)});
+    }
+    report_.memory_parts = {{"model state", memory_.state},
+                            {"activations", memory_.activations},
+                            {"attention workspaces", memory_.wires},
+                            {"inputs", memory_.inputs},
+                            {"scratch", memory_.scratch}};
 }
 
 ExitCode Run::execute() {

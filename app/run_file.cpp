@@ -40,21 +40,42 @@ void write_environment(H5File& file) {
     }
 }
 
+/// Bytes of each rank; a peak of 0 was not measured.
+void write_memory(H5File& file, Report const& report) {
+    std::vector<std::int64_t> planned;
+    std::vector<std::int64_t> peak;
+    for (MemoryUse const& use : report.memory) {
+        planned.push_back(use.planned_bytes);
+        peak.push_back(use.peak_bytes);
+    }
+    std::vector<std::int64_t> const dims{length_of(planned)};
+    file.write("/memory/planned", std::span<std::int64_t const>(planned), dims, "byte");
+    file.write("/memory/peak", std::span<std::int64_t const>(peak), dims, "byte");
+    for (auto const& [name, bytes] : report.memory_parts) {
+        file.attribute("/memory", name, bytes);
+    }
+}
+
 void write_topology(H5File& file, RunFileContent const& content) {
     std::vector<std::string> hosts;
+    std::vector<std::string> devices;
     std::vector<std::int64_t> local_ranks;
     std::vector<std::int64_t> events;
     std::vector<std::string> files;
     for (std::size_t rank = 0; rank < content.ranks.size(); ++rank) {
         hosts.push_back(content.ranks[rank].host);
+        devices.push_back(content.ranks[rank].device);
         local_ranks.push_back(content.ranks[rank].local_rank);
         events.push_back(content.ranks[rank].events);
         files.push_back(rank_file_name(static_cast<int>(rank)));
     }
     file.attribute("/topology", "world", std::int64_t{content.facts.world});
+    file.attribute("/topology", "wires", content.facts.wires);
     file.write_strings("/topology/host", hosts);
+    file.write_strings("/topology/device", devices);
     file.write("/topology/local_rank", std::span<std::int64_t const>(local_ranks),
                {length_of(local_ranks)}, "1");
+    write_memory(file, content.report);
     file.write("/event_count", std::span<std::int64_t const>(events), {length_of(events)}, "1");
     file.write_virtual_table("/events", event_columns(), files, "/events", events, event_units);
     file.attribute("/clock", "clock", std::string("CLOCK_MONOTONIC"));
@@ -155,6 +176,10 @@ void write_run_file(std::filesystem::path const& path, RunFileContent const& con
         file.attribute("/", "date", content.facts.start_utc);
         file.attribute("/", "machine", content.facts.host);
         file.attribute("/", "backend", content.facts.backend);
+        file.attribute("/", "cuda", content.facts.cuda);
+        file.attribute("/", "precision",
+                       std::string(report.precision == Precision::bf16 ? "bf16" : "fp32"));
+        file.attribute("/", "reference", report.reference_name);
         file.attribute("/", "mpi", content.facts.mpi);
         file.attribute("/", "hdf5", h5_version());
         write_config(file, content.options);

@@ -14,6 +14,7 @@ struct RankRecord {
     std::string host;
     int local_rank = 0;
     std::int64_t events = 0;
+    std::string device = {};  ///< Processor::device
 };
 
 struct RunFileContent {

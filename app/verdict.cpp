@@ -7,6 +7,16 @@ namespace cpstep {
 
 namespace {
 
+std::string pass_reason(Report const& report) {
+    if (report.results.size() < 2) {
+        return "one variant only: nothing was compared";
+    }
+    return report.precision == Precision::bf16
+               ? fmt::format("all variants are as close to {} as the baseline",
+                             report.reference_name)
+               : "all variants agree with the baseline";
+}
+
 std::string no_signal_reason(Options const& options, SampleSet const& samples) {
     std::vector<std::string> causes;
     bool const all_zero = std::all_of(samples.advantages.begin(), samples.advantages.end(),
@@ -58,12 +68,67 @@ std::string verdict_name(ExitCode code) {
     }
 }
 
+namespace {
+
+/// Says what a baseline leaves open that is too far from fp32.
+void note_resolution(Report& report, std::vector<Check> const& baseline) {
+    for (Check const& check : baseline) {
+        if (!limits_resolution(check)) {
+            continue;
+        }
+        if (!check.pass && report.unresolved.empty()) {
+            report.unresolved = fmt::format(
+                "bf16 cannot tell a right step of this model from a wrong one: {} of {} itself is "
+                "{:.2g} off fp32 ({}), at most {:.2g} would do; take --precision fp32",
+                check.name, check.variant, check.measured, check.unit, check.bound);
+        } else if (check.pass && !check.where.empty()) {
+            report.notes.push_back(fmt::format(
+                "{} itself has more than half of some gradients wrong in bf16, {:.2g} of all "
+                "|gradient|^2: their checks prove nothing ({}); --precision fp32 checks them",
+                check.variant, check.measured, check.where));
+        }
+    }
+}
+
+}  // namespace
+
+void compare_all(Report& report, VariantResult const* reference, ParameterLayout const& layout,
+                 Rollout const& rollout, Options const& options) {
+    VariantResult const& base = report.results.front();
+    auto const find_nonfinite = [&](VariantResult const& result) {
+        std::string const place = first_nonfinite(result, layout, rollout);
+        report.nonfinite = report.nonfinite.empty() && !place.empty() ? result.name + ": " + place
+                                                                      : report.nonfinite;
+    };
+    auto const add = [&](std::vector<Check> const& checks) {
+        report.checks.insert(report.checks.end(), checks.begin(), checks.end());
+    };
+    if (reference != nullptr) {
+        find_nonfinite(*reference);
+    }
+    for (VariantResult const& result : report.results) {
+        find_nonfinite(result);
+        if (reference == nullptr && &result != &base) {
+            add(compare_results(base, result, layout, rollout, options.adamw, options.clip_grad));
+        } else if (reference != nullptr && &result != &base) {
+            add(compare_results_bf16(*reference, base, result, layout, rollout, options));
+        } else if (reference != nullptr) {
+            auto const checks = check_baseline_bf16(*reference, base, layout, rollout, options);
+            note_resolution(report, checks);
+            add(checks);
+        }
+        add(check_result(result));
+    }
+}
+
 bool counts_as_failed(Report const& report, Check const& check) {
-    return !check.pass && (report.unresolved.empty() || !noise_may_explain(check));
+    return !check.pass && check.excuse.empty() && !limits_resolution(check) &&
+           (report.unresolved.empty() || !noise_may_explain(check));
 }
 
 bool fails_within_reach_of_noise(Report const& report) {
-    return std::any_of(report.checks.begin(), report.checks.end(),
+    return report.precision == Precision::fp32 &&
+           std::any_of(report.checks.begin(), report.checks.end(),
                        [](Check const& check) { return !check.pass && noise_may_explain(check); });
 }
 
@@ -86,7 +151,9 @@ void hold_against_noise(Report& report, std::vector<Check> const& noise) {
 void judge(Report& report, double gate_ratio) {
     report.gates.clear();
     for (VariantTiming const& timing : report.timing.variants) {
-        report.gates.push_back(judge_gate(timing.ratio, gate_ratio));
+        bool const blind = gate_ratio > 0 && !report.timing_valid;
+        report.gates.push_back(blind ? GateResult::inconclusive
+                                     : judge_gate(timing.ratio, gate_ratio));
     }
     auto const gated = [&](GateResult wanted) {
         return std::find(report.gates.begin(), report.gates.end(), wanted) != report.gates.end();
@@ -94,6 +161,9 @@ void judge(Report& report, double gate_ratio) {
     auto const failed =
         std::find_if(report.checks.begin(), report.checks.end(),
                      [&](Check const& check) { return counts_as_failed(report, check); });
+    auto const excused =
+        std::find_if(report.checks.begin(), report.checks.end(),
+                     [](Check const& check) { return !check.pass && !check.excuse.empty(); });
     if (!report.nonfinite.empty()) {
         report.code = ExitCode::nonfinite;
         report.reason = "NaN or Inf in " + report.nonfinite;
@@ -108,9 +178,15 @@ void judge(Report& report, double gate_ratio) {
     } else if (!report.unresolved.empty()) {
         report.code = ExitCode::inconclusive;
         report.reason = report.unresolved;
+    } else if (excused != report.checks.end()) {
+        report.code = ExitCode::inconclusive;
+        report.reason = fmt::format("{} {}: {}", excused->variant, excused->name, excused->excuse);
     } else if (gated(GateResult::fail)) {
         report.code = ExitCode::performance;
         report.reason = fmt::format("a step-time ratio lies above --gate-ratio {}", gate_ratio);
+    } else if (gated(GateResult::inconclusive) && !report.timing_valid) {
+        report.code = ExitCode::inconclusive;
+        report.reason = fmt::format("--gate-ratio {} is not judged: {}", gate_ratio, blind_timing);
     } else if (gated(GateResult::inconclusive)) {
         report.code = ExitCode::inconclusive;
         report.reason = fmt::format(
@@ -118,8 +194,7 @@ void judge(Report& report, double gate_ratio) {
             gate_ratio);
     } else {
         report.code = ExitCode::pass;
-        report.reason = report.results.size() > 1 ? "all variants agree with the baseline"
-                                                  : "one variant only: nothing was compared";
+        report.reason = pass_reason(report);
     }
 }
 
