@@ -12,6 +12,8 @@ namespace cpstep {
 namespace {
 
 constexpr int least_capability = 80;  // bf16 products and asynchronous copies start here
+/// Beside what is planned by size: slabs of small pieces, partial sums, sort keys.
+constexpr std::size_t small_scratch_bytes = std::size_t{64} << 20;
 
 __global__ void probe_kernel() {}
 
@@ -101,7 +103,7 @@ class CudaBackend final : public Backend {
 
     std::int64_t scratch_bytes(StepSizes const& sizes) const override {
         return static_cast<std::int64_t>(
-            products_workspace_bytes +
+            products_workspace_bytes + small_scratch_bytes +
             device::lm_head_scratch_bytes(sizes.response_rows, sizes.hidden, sizes.vocabulary,
                                           dtype_, sizes.keeps_logits) +
             parts_.attention->scratch_bytes(sizes.heads, sizes.rows, sizes.key_rows));
