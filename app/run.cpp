@@ -139,7 +139,7 @@ Run::Run(World& world, Setup& setup)
         reference = load_reference(setup);
     });
     open_output();
-    if (processor_.precision != Precision::fp32) {
+    if (processor_.precision != Precision::fp32 && setup.plans.size() > 1) {
         compute_reference(policy, reference);
     }
     world.collectively([&] {

@@ -2,9 +2,9 @@
 // of one mask are one call over packed sequences where that works.
 //
 // Which path a piece takes:
-// - fewer than 64 queries or keys, heads of neither 64 nor 128 values, or rows that are not 16-byte
-//   aligned: the reference kernels. cuDNN has wrong gradients for some tiny shapes (cudnn-frontend
-//   issues 160 and 1072), and a plan for each takes longer than it saves.
+// - fewer than 64 queries or keys, heads of neither 64 nor 128 values, or rows that do not suit
+//   (rows_suit): the reference kernels. cuDNN has wrong gradients for some tiny shapes
+//   (cudnn-frontend issues 160 and 1072), and a plan for each takes longer than it saves.
 // - at least 4096 queries and no other piece to go with: one sequence, exact lengths.
 // - else packed: lengths and offsets are data, so that one plan serves all lengths up to a power of
 //   two. A plan takes a third of a second to build, and micro-batches rarely repeat a length. No
@@ -45,14 +45,17 @@ std::int64_t total_of(std::int64_t rows) {
     return (rows + step - 1) / step * step;
 }
 
-bool aligned(Tensor t) {
-    return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 && t.stride * 2 % 16 == 0;
+/// 16-byte rows without gaps, or the K or V columns of one matrix. (Packed sequences whose rows lie
+/// otherwise gave wrong gradients: cuDNN 9.14.0 on an H100.)
+bool rows_suit(Tensor t) {
+    return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 && t.stride * 2 % 16 == 0 &&
+           (t.stride == t.cols || t.stride == 2 * t.cols);
 }
 
 bool fits(HeadShape shape, std::initializer_list<Tensor> tensors) {
     return (shape.head_dim == 64 || shape.head_dim == 128) &&
            std::all_of(tensors.begin(), tensors.end(),
-                       [](Tensor t) { return t.dtype != DType::bf16 || aligned(t); });
+                       [](Tensor t) { return t.dtype != DType::bf16 || rows_suit(t); });
 }
 
 /// Tensors of a call by Operand. stats is lse.

@@ -25,6 +25,13 @@ def gib(count):
     return f"{count / GIB:.1f}" if count else "-"
 
 
+def memory_of(summary):
+    """Planned bytes and the largest peak of a rank; None where they are not known."""
+    ranks = summary.get("memory", {}).get("ranks", [])
+    peaks = [rank["peak_bytes"] for rank in ranks if rank["peak_bytes"]]
+    return (max(rank["planned_bytes"] for rank in ranks) if ranks else None), max(peaks, default=None)
+
+
 def timing_cells(variant):
     if "timing" not in variant:
         return f"{'not timed':>9} {'':>22} {'':>10}"
@@ -40,7 +47,7 @@ def sizes(runs):
     print(f"{'input':<8} {'variant':<22} {'step ms':>9} {'ratio (95 % CI)':>22} {'exposed ms':>10} {'plan GiB':>9} "
           f"{'peak GiB':>9}")
     for name, summary in runs.items():
-        plan, peak = (summary["run"].get(key) for key in ("planned_device_bytes", "peak_device_bytes"))
+        plan, peak = memory_of(summary)
         if summary["verdict"] != "pass":
             missed.append(f"{name}: {summary['verdict']}: {summary['reason']}")
         if plan and peak and abs(plan / peak - 1) > 0.1:
@@ -90,7 +97,7 @@ def beside(title, kind, runs, torch, seconds_of, floor_of):
         run = runs.get(peer["shape"])
         if run is None:
             continue
-        seconds, peak = seconds_of(run), run["run"].get("peak_device_bytes")
+        seconds, peak = seconds_of(run), memory_of(run)[1]
         theirs, ratio = "no memory", "-"
         if "median_s" in peer:
             theirs = "{:.1f} ({:.1f} .. {:.1f})".format(*(1e3 * peer[key] for key in ("median_s", "min_s", "max_s")))
