@@ -19,8 +19,7 @@ struct Check {
     std::string unit;   ///< "max abs", "rel L2", "calls"
     std::string where;  ///< worst place: "sample 3 token 17", a label
     bool pass = false;
-    bool exact = false;       ///< arithmetic that no rounding of the step enters
-    std::string excuse = {};  ///< why its failure says nothing of CP, "" if it does
+    bool exact = false;  ///< arithmetic that no rounding of the step enters
 };
 
 /// Rounding bounds of fp32 sums, c eps sqrt(length) with c = 8 and eps = 2^-24 (half an ulp of 1):
@@ -55,20 +54,11 @@ std::vector<Check> compare_results(VariantResult const& base, VariantResult cons
 /// are sums that bf16 has no part in, so each must be what the host makes of other's own tokens and
 /// gradients in double: c eps sqrt(tokens) max(1, |A|) max(1, rms of log-probs and entropies), c
 /// and eps as in ParityBounds, plus the weight of tokens within 2^-20 of a border of clipping.
-/// Advantages and updated weights as in compare_results().
-/// A gradient jumps where a token or sample crosses a border of clipping. Where all else passes and
-/// dL/dlog-prob of other's own arrays is off by d, more than c(n) what it is in the baseline,
-/// gradients that exceed their bounds by no more than 4 d are excused: chance, not CP.
+/// Advantages and updated weights as in compare_results(). Gradients of a result are held against
+/// its fp32_gradients where it has them, else against those of `reference`.
 std::vector<Check> compare_results_bf16(VariantResult const& reference, VariantResult const& base,
                                         VariantResult const& other, ParameterLayout const& layout,
                                         Rollout const& rollout, Options const& options);
-
-/// The samples for the reference's backward: recorded old and rollout log-probs moved by what bf16
-/// moved the baseline's, so that fp32 sees the baseline's ratios and clips the same tokens. Else
-/// the errors of both are those of a few tokens that rounding carries over a border, and a wrong
-/// gradient is small beside them. `reference`: of a step on the samples as they are.
-Rollout anchored_rollout(Rollout rollout, VariantResult const& reference,
-                         VariantResult const& base);
 
 /// Of the baseline: its numbers against its own arrays, and whether its errors leave anything to
 /// tell a right variant from a wrong one by: rms of log-probs and entropies (nats) and the relative

@@ -417,7 +417,6 @@ std::string report_json(Report const& report, RunFacts const& facts, Options con
                                  {"bound", number(check.bound)},
                                  {"unit", check.unit},
                                  {"where", check.where},
-                                 {"excuse", check.excuse},
                                  {"pass", check.pass}});
     }
     out["ranking"] = ranking_json(report);

@@ -18,6 +18,7 @@ struct VariantResult {
     std::vector<double> old_log_probs, rollout_log_probs;  ///< same; rollout empty without TIS
     std::vector<double> seq_kl, advantages;                ///< per sample
     std::vector<float> gradients, updated;                 ///< layout.size, root only
+    std::vector<float> fp32_gradients;                     ///< anchor_gradients(); root only
     Ledger ledger;                                         ///< summed over ranks
     Ledger budget;                                         ///< summed over ranks
     std::vector<std::string> ledger_faults;                ///< "[rank r] label: ..." of every rank

@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 
+#include "app/anchor.hpp"
 #include "app/commit.hpp"
 #include "app/processor.hpp"
 #include "app/reference.hpp"
@@ -234,6 +235,10 @@ void Run::verify() {
         report_.results.push_back(collect_result(world_, backend_, *step_, *variant, setup_.layout,
                                                  setup_.samples.rollout, metrics));
         write_shards(*variant, report_.results.back());
+    }
+    if (reference_) {
+        anchor_gradients(world_, processor_, setup_, step_->initial_weights(), *reference_,
+                         report_.results);
     }
     if (world_.root()) {
         compare();

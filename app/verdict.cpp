@@ -122,7 +122,7 @@ void compare_all(Report& report, VariantResult const* reference, ParameterLayout
 }
 
 bool counts_as_failed(Report const& report, Check const& check) {
-    return !check.pass && check.excuse.empty() && !limits_resolution(check) &&
+    return !check.pass && !limits_resolution(check) &&
            (report.unresolved.empty() || !noise_may_explain(check));
 }
 
@@ -161,9 +161,6 @@ void judge(Report& report, double gate_ratio) {
     auto const failed =
         std::find_if(report.checks.begin(), report.checks.end(),
                      [&](Check const& check) { return counts_as_failed(report, check); });
-    auto const excused =
-        std::find_if(report.checks.begin(), report.checks.end(),
-                     [](Check const& check) { return !check.pass && !check.excuse.empty(); });
     if (!report.nonfinite.empty()) {
         report.code = ExitCode::nonfinite;
         report.reason = "NaN or Inf in " + report.nonfinite;
@@ -178,9 +175,6 @@ void judge(Report& report, double gate_ratio) {
     } else if (!report.unresolved.empty()) {
         report.code = ExitCode::inconclusive;
         report.reason = report.unresolved;
-    } else if (excused != report.checks.end()) {
-        report.code = ExitCode::inconclusive;
-        report.reason = fmt::format("{} {}: {}", excused->variant, excused->name, excused->excuse);
     } else if (gated(GateResult::fail)) {
         report.code = ExitCode::performance;
         report.reason = fmt::format("a step-time ratio lies above --gate-ratio {}", gate_ratio);

@@ -63,7 +63,7 @@ bool fails_within_reach_of_noise(Report const& report);
 void hold_against_noise(Report& report, std::vector<Check> const& noise);
 
 /// Sets gates, code and reason, in this order of severity: non-finite (9), parity or ledger (5), no
-/// signal, unresolved or a check excused (10), gate failed (6), gate inconclusive (10), pass (0).
+/// signal or unresolved (10), gate failed (6), gate inconclusive (10), pass (0).
 void judge(Report& report, double gate_ratio);
 
 /// Why the times of a report are not valid.

@@ -262,6 +262,23 @@ def test_a_method_that_cannot_share_the_heads_stops_before_anything_is_made(prog
     expect(not output.exists(), "a folder was made")
 
 
+def test_cuda_without_a_device_says_why_and_auto_computes_on_the_host(program):
+    output, no_gpu = program.path(), {"CUDA_VISIBLE_DEVICES": ""}
+    result = program.run(*smoke(output, "--device", "cuda"), env=no_gpu)
+    expect_code(result, 3)
+    expect(len(result.said) == 1 and "--device cuda: no CUDA device can be used: " in result.err, result)
+    expect("--device cpu" in result.err and not output.exists(), result)
+    result = program.run(*smoke(output, "--precision", "bf16"), env=no_gpu)
+    expect_code(result, 2)
+    expect(len(result.said) == 1 and "--precision bf16 needs a GPU (none here: " in result.err, result)
+    result = program.run(*smoke(output, "--device", "auto", "--blocks", "0"), env=no_gpu)
+    expect_code(result, 0)
+    summary = summary_of(output)
+    expect((summary["precision"], summary["reference"]) == ("fp32", None), summary["precision"])
+    expect("host backend: step times say nothing about a GPU" in summary["notes"], summary["notes"])
+    expect("\nprecision: fp32" in result.out, result.out)
+
+
 def test_a_misspelt_option_stops_with_the_nearest_name(program):
     output = program.path()
     result = program.run(*smoke(output, "--use-tiss"))

@@ -74,6 +74,9 @@ BOOST_AUTO_TEST_CASE(applying_every_default_text_changes_nothing) {
         BOOST_TEST((o->output == plain.output && o->context_parallel_size.empty()));
         BOOST_TEST((o->cp_comm_type == plain.cp_comm_type && o->cp_layout == plain.cp_layout));
         BOOST_TEST((o->cp_loss_comm == plain.cp_loss_comm && o->variants.empty()));
+        BOOST_TEST((o->device == DeviceKind::automatic && o->transport == Transport::automatic));
+        BOOST_TEST((!o->precision && o->attention_backend == AttentionBackend::automatic));
+        BOOST_TEST((!o->allow_gpu_sharing && o->nccl_max_ctas == 0 && o->threads == 0));
     }
 }
 
@@ -194,7 +197,7 @@ BOOST_AUTO_TEST_CASE(values_that_are_not_numbers_or_out_of_range_are_refused) {
 BOOST_AUTO_TEST_CASE(choices_name_what_is_available) {
     expect(refused({"--advantage-estimator", "ppo"}),
            "'ppo' is not available; choose from: grpo, gspo, cispo");
-    expect(refused({"--device", "gpu"}), "choose from: auto, cpu");
+    expect(refused({"--device", "gpu"}), "choose from: auto, cuda, cpu");
     expect(refused({"--cp-comm-type", "ring"}), "choose from: p2p, all_gather, a2a, a2a+p2p");
     expect(refused({"--save", "weights,loss"}), "'loss' is not available");
     expect(refused({"--save", "weights,weights"}), "twice");
@@ -202,6 +205,59 @@ BOOST_AUTO_TEST_CASE(choices_name_what_is_available) {
     expect(refused({"--pipeline-model-parallel-size", "4"}), "only context and data parallelism");
     expect(refused({"--attention-dropout", "0.1"}), "without dropout");
     BOOST_TEST(parse(with({"--hidden-dropout", "0.0"})).not_applicable.size() == 1U);
+}
+
+BOOST_AUTO_TEST_CASE(processor_and_wires_are_chosen_by_name) {
+    auto const parsed = [](std::string const& line) { return parse(with(words(line))); };
+    Options const o = parsed(
+        "--device cuda --transport ipc --precision bf16 --attention-backend cudnn "
+        "--allow-gpu-sharing --nccl-max-ctas 4");
+    BOOST_TEST((o.device == DeviceKind::cuda && o.transport == Transport::ipc));
+    BOOST_TEST((o.precision == Precision::bf16 && o.allow_gpu_sharing && o.nccl_max_ctas == 4));
+    BOOST_TEST((o.attention_backend == AttentionBackend::cudnn));
+    BOOST_TEST((parsed("--transport nccl").transport == Transport::nccl));
+    BOOST_TEST((parsed("--transport mpi").transport == Transport::mpi));
+    BOOST_TEST((parsed("--transport auto").transport == Transport::automatic));
+    BOOST_TEST((parsed("--precision fp32").precision == Precision::fp32));
+    BOOST_TEST(!parsed("--precision auto").precision.has_value());
+    BOOST_TEST((parsed("--device cpu --precision fp32").device == DeviceKind::cpu));
+    BOOST_TEST(
+        (parsed("--attention-backend reference").attention_backend == AttentionBackend::reference));
+    // The trainer's own names of its backends are not ours.
+    for (auto const* backend : {"flash", "fused", "unfused", "local"}) {
+        expect(refused({"--attention-backend", backend}), "choose from: auto, cudnn, reference");
+    }
+    expect(refused({"--transport", "tcp"}), "choose from: auto, nccl, ipc, mpi");
+    expect(refused({"--precision", "fp16"}), "choose from: auto, bf16, fp32");
+    expect(refused({"--nccl-max-ctas", "-1"}), "--nccl-max-ctas");
+}
+
+BOOST_AUTO_TEST_CASE(what_the_host_cannot_do_is_refused_with_the_reason) {
+    expect(refused({"--device", "cpu", "--precision", "bf16"}),
+           "--precision bf16 needs a GPU (--device cpu): the host computes in fp32 only");
+    expect(refused({"--device", "cpu"}, {{"CPSTEP_TRANSPORT", "nccl"}}),
+           "--transport (CPSTEP_TRANSPORT) nccl needs a GPU (--device cpu); leave it out");
+    expect(refused({"--device", "cpu", "--attention-backend", "cudnn"}),
+           "--attention-backend cudnn needs a GPU");
+    expect(refused({"--attention-backend", "cudnn", "--precision", "fp32"}),
+           "--attention-backend cudnn computes in bf16 only");
+    parse(with({"--device", "cpu", "--transport", "mpi", "--attention-backend", "reference"}));
+    Options const open = parse(with({"--precision", "bf16", "--transport", "ipc"}));
+    expect(usage_error([&] { require_host_settings(open, "none here: no driver"); }),
+           "--precision bf16 needs a GPU (none here: no driver)");
+}
+
+BOOST_AUTO_TEST_CASE(processor_settings_take_part_in_the_comparison_of_ranks_and_in_the_dry_run) {
+    Options const given = parse(with({"--precision", "fp32", "--allow-gpu-sharing"}));
+    std::string const difference =
+        options_difference({serialize_options(parse(with())), serialize_options(given)});
+    expect(difference, "precision: auto on rank 0; fp32 on rank 1");
+    expect(difference, "allow-gpu-sharing: false on rank 0; true on rank 1");
+    std::string const table = describe_options(given);
+    for (auto const* name : {"device ", "transport ", "precision ", "attention-backend ",
+                             "allow-gpu-sharing ", "nccl-max-ctas "}) {
+        expect(table, std::string("\n") + name);
+    }
 }
 
 BOOST_AUTO_TEST_CASE(ini_mistakes_carry_file_and_line) {

@@ -68,6 +68,8 @@ struct Fixture {
                  .mpi = "Open MPI v4.1.4",
                  .host = "node1",
                  .start_utc = "2026-01-01T00:00:00Z",
+                 .wires = "ipc (4 ranks of 1 host)",
+                 .cuda = "CUDA 13.0, driver 13.0",
                  .parameters = 494032768,
                  .samples = 8,
                  .tokens = 65536,
@@ -270,4 +272,64 @@ BOOST_FIXTURE_TEST_CASE(variants_notes_and_signal_are_in_both_forms, Fixture) {
         shows({"cp1: DP 4 x CP 1, 2 micro-batches a rank, loss -0.00025, grad_norm 3.4168"}));
     BOOST_TEST(shows({"note: " + out.at("notes")[0].get<std::string>()}));
     BOOST_TEST(shows({"signal: " + out.at("signal").at("reason").get<std::string>()}));
+}
+
+BOOST_FIXTURE_TEST_CASE(precision_reference_and_wires_are_in_both_forms, Fixture) {
+    BOOST_TEST(shows({"precision: fp32; wires: ipc (4 ranks of 1 host)"}));
+    BOOST_TEST(shows({"CUDA 13.0, driver 13.0"}));
+    BOOST_TEST(summary().at("precision") == "fp32");
+    BOOST_TEST(summary().at("reference").is_null());
+    report.precision = Precision::bf16;
+    report.reference_name = "cp1 in fp32";
+    BOOST_TEST(shows({"precision: bf16; reference: cp1 in fp32; wires: ipc"}));
+    json const out = summary();
+    BOOST_TEST(out.at("precision") == "bf16");
+    BOOST_TEST(out.at("reference") == "cp1 in fp32");
+    BOOST_TEST(out.at("run").at("wires") == "ipc (4 ranks of 1 host)");
+    BOOST_TEST(out.at("run").at("cuda") == "CUDA 13.0, driver 13.0");
+}
+
+BOOST_FIXTURE_TEST_CASE(times_that_say_nothing_are_said_to_in_both_forms, Fixture) {
+    report.timing_valid = false;
+    BOOST_TEST(shows({"note: ranks share a GPU over sockets: step times say nothing"}));
+    json const out = summary();
+    BOOST_TEST(out.at("timing_valid") == false);
+    BOOST_TEST(out.at("notes").size() == 2U);
+    options.gate_ratio = 2.5;
+    BOOST_TEST(shows({"verdict: INCONCLUSIVE (exit 10): --gate-ratio 2.5 is not judged"}));
+    BOOST_TEST(last_word(lines_with({"cp4 ", "1.953"}).front()) == "inconclusive");
+    report.timing.variants.clear();
+    options.gate_ratio = 0;
+    BOOST_TEST(!shows({"over sockets"}));
+}
+
+BOOST_FIXTURE_TEST_CASE(memory_of_each_rank_stands_beside_its_plan, Fixture) {
+    BOOST_TEST(!shows({"peak / plan"}));
+    std::int64_t const gib = std::int64_t{1} << 30;
+    report.memory = {{10 * gib, 9 * gib}, {10 * gib, 0}};
+    report.memory_parts = {{"model state", 4 * gib}, {"activations", 6 * gib}};
+    BOOST_TEST(shows({"memory", "planned", "peak / plan"}));
+    BOOST_TEST(shows({"rank 0", "10.0 GiB", "9.0 GiB", "0.90"}));
+    BOOST_TEST(shows({"rank 1", "10.0 GiB", "not measured"}));
+    BOOST_TEST(shows({"of the plan: model state 4.0 GiB, activations 6.0 GiB"}));
+    json const memory = summary().at("memory");
+    BOOST_TEST(memory.at("ranks")[0].at("peak_bytes") == 9 * gib);
+    BOOST_TEST(memory.at("ranks")[1].at("peak_bytes").is_null());
+    BOOST_TEST(memory.at("parts_bytes").at("model state") == 4 * gib);
+    report.memory.assign(16, {10 * gib, 8 * gib});
+    report.memory[11].peak_bytes = 9 * gib;
+    BOOST_TEST(lines_with({"rank 1", " GiB"}).size() == 1U);
+    BOOST_TEST(shows({"rank 11", "9.0 GiB"}));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_failure_that_rounding_may_explain_is_left_open, Fixture) {
+    check("gradient model.norm.weight").pass = false;
+    BOOST_TEST(shows({"gradient (2)", " FAIL ", "model.norm.weight"}));
+    report.unresolved = "bf16 cannot tell";
+    BOOST_TEST(shows({"gradient (2)", " open ", "model.norm.weight"}));
+    BOOST_TEST(shows({"(exit 10)", "bf16 cannot tell"}));
+    check("gradient model.embed_tokens.weight").pass = false;
+    check("gradient model.embed_tokens.weight").measured = nan_value;
+    BOOST_TEST(shows({"gradient (2)", " FAIL "}));
+    BOOST_TEST(shows({"(exit 5)"}));
 }

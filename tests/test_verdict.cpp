@@ -59,6 +59,37 @@ BOOST_AUTO_TEST_CASE(noise_beyond_resolution_excuses_only_what_it_may_explain) {
     BOOST_TEST((code_of(report, 0) == ExitCode::parity));
 }
 
+BOOST_AUTO_TEST_CASE(a_gate_on_times_that_say_nothing_is_inconclusive) {
+    Report report = passing();
+    report.timing_valid = false;
+    report.timing.variants = {timed(1, 1, 1), timed(2.0, 1.9, 2.1)};
+    BOOST_TEST((code_of(report, 0) == ExitCode::pass));
+    for (double const gate : {1.05, 2.5}) {
+        judge(report, gate);
+        BOOST_TEST((report.code == ExitCode::inconclusive));
+        BOOST_TEST(report.reason.find("share a GPU") != std::string::npos, report.reason);
+    }
+    report.checks[0].pass = false;
+    BOOST_TEST((code_of(report, 1.05) == ExitCode::parity));
+}
+
+BOOST_AUTO_TEST_CASE(bounds_of_bf16_are_not_widened_by_noise) {
+    Report report = passing();
+    report.checks[0].pass = false;
+    BOOST_TEST(fails_within_reach_of_noise(report));
+    report.precision = Precision::bf16;
+    BOOST_TEST(!fails_within_reach_of_noise(report));
+}
+
+BOOST_AUTO_TEST_CASE(exact_arithmetic_fails_whatever_the_resolution) {
+    Report report = passing();
+    report.unresolved = "bf16 cannot tell";
+    report.checks[0].pass = false;
+    BOOST_TEST((code_of(report, 0) == ExitCode::inconclusive));
+    report.checks[0].exact = true;
+    BOOST_TEST((code_of(report, 0) == ExitCode::parity));
+}
+
 BOOST_AUTO_TEST_CASE(the_reason_names_the_failed_check) {
     Report report = passing();
     report.checks[0].pass = false;
