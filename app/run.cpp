@@ -315,8 +315,8 @@ void Run::time_steps() {
 
 void Run::write_outputs() {
     Options const& options = setup_.options;
-    auto const events = world_.gather(
-        fmt::format("{} {} {}", world_.host(), world_.local_rank(), trace_->event_count()));
+    auto const events = world_.gather(fmt::format("{} {} {} {}", world_.host(), world_.local_rank(),
+                                                  trace_->event_count(), processor_.device));
     trace_->close();
     record_memory();
     world_.set_deadline(std::chrono::hours(1));  // the others wait while rank 0 writes
@@ -333,9 +333,11 @@ void Run::write_outputs() {
                            .run_id = run_id_,
                            .epoch_unix_ns = epoch_unix_ns_,
                            .summary = report_json(report_, facts_, options)};
-    for (std::string const& line : events) {
+    for (std::string const& text : events) {
         RankRecord record;
-        std::istringstream(line) >> record.host >> record.local_rank >> record.events;
+        std::istringstream line(text);
+        line >> record.host >> record.local_rank >> record.events >> std::ws;
+        std::getline(line, record.device);
         content.ranks.push_back(record);
     }
     std::filesystem::path const summary = options.output / "summary.json";

@@ -131,7 +131,8 @@ def test_many_variants_take_a_line_each(program):
 
 def test_progress_is_a_line_a_step_and_none_when_quiet(program):
     _, result, _ = smoke_run(program)
-    lines = result.said
+    memory, *lines = result.said
+    expect(memory.startswith("cpstep: memory of a rank, at most: "), memory)
     expect(len(lines) == 2 + 2 * (2 + 2 * 3), f"{len(lines)} lines for 18 steps")
     for i, line in enumerate(lines):
         expect(re.match(rf"cpstep: \[{i + 1}/{len(lines)}\] cp[12] ", line), line)

@@ -110,7 +110,7 @@ def test_every_pass_and_layer_is_a_span_of_every_step(program):
             batches, cp = variants[variant]["micro_batches"], variants[variant]["cp"]
             count = collections.Counter((int(e["kind"]), names[e["name"]]) for e in events)
             expected = {(STEP, variant): 1, (PASS, "ref_forward"): 1, (PASS, "old_forward"): 1,
-                        (PASS, "advantages"): 1, (PASS, "train_forward"): batches, (PASS, "loss"): batches,
+                        (COMPUTE, "old_noise"): 1, (PASS, "train_forward"): batches, (PASS, "loss"): batches,
                         (PASS, "backward"): batches, (PASS, "optimizer"): 1, (COMPUTE, "adamw"): 1,
                         (PASS, "layer.attention"): 3 * LAYERS * batches,
                         (PASS, "layer.attention.backward"): LAYERS * batches,
