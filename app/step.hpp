@@ -62,6 +62,7 @@ class TrainStep {
     Tensor weights() const { return weights_; }      ///< (N,1), after the last step
     std::vector<float> const& initial_weights() const { return initial_; }
     StepShape const& shape() const { return shape_; }
+    bool on_device() const { return backend_.queues() != nullptr; }
     PolicyLossOptions const& loss_options() const { return options_.loss; }
 
     /// Bytes of weights, reference, gradients and moments in the backend's memory. With a compute

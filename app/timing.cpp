@@ -58,7 +58,8 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
     step.reset();
     variant.grid().clear_ledger();
     world.barrier();
-    trace.begin_step(variant.name());
+    bool const lean = block >= 0 && step.on_device();
+    trace.begin_step(variant.name(), lean ? Trace::Detail::passes : Trace::Detail::layers);
     std::int64_t const begin = now_ns();
     StepMetrics const result = step.run(variant);
     std::int64_t const end = now_ns();

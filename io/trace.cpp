@@ -112,13 +112,19 @@ std::string rank_file_name(int rank) {
 std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
     std::vector<Interval> comm;
     std::vector<Interval> compute;
+    std::vector<Interval> waits;
     for (Event const& event : events) {
         Interval const interval{event.t0_ns, event.t0_ns + event.dur_ns};
         if (event.kind == SpanKind::comm && event.stream == comm_stream) {
             comm.push_back(interval);
         } else if (event.kind == SpanKind::compute) {
             compute.push_back(interval);
+        } else if (event.kind == SpanKind::wait) {
+            waits.push_back(interval);
         }
+    }
+    if (compute.empty() && !waits.empty()) {
+        return overlap_ns(merged(std::move(comm)), merged(std::move(waits)));
     }
     comm = merged(std::move(comm));
     std::int64_t total = 0;
@@ -129,7 +135,7 @@ std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
 }
 
 Span::Span(Trace* trace, SpanKind kind, std::string_view name) : trace_(trace), kind_(kind) {
-    if (trace_ != nullptr && trace_->in_step_) {
+    if (trace_ != nullptr && trace_->keeps(kind, name)) {
         name_ = trace_->name_id(name);
         begin_ = trace_->mark();
         if (trace_->backend_ != nullptr) {
@@ -162,6 +168,12 @@ Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
     describe(*file_, info);
     create_datasets(*file_, shards, indices);
     file_->start_swmr();
+}
+
+/// Passes of layers, and their leaves, are the detail.
+bool Trace::keeps(SpanKind kind, std::string_view name) const {
+    bool const detail = kind == SpanKind::compute || name.starts_with("layer.");
+    return in_step_ && (detail_ == Detail::layers || !detail);
 }
 
 std::uint32_t Trace::name_id(std::string_view name) {
@@ -209,7 +221,7 @@ void Trace::resolve_marks() {
     }
 }
 
-void Trace::begin_step(std::string_view variant) {
+void Trace::begin_step(std::string_view variant, Detail detail) {
     require(!in_step_, ExitCode::internal, "step {} begun twice", step_);
     events_.clear();
     variant_ = variant;
@@ -217,6 +229,7 @@ void Trace::begin_step(std::string_view variant) {
         backend_->begin_marks();
     }
     in_step_ = true;
+    detail_ = detail;
     step_begin_ns_ = now_ns();
 }
 

@@ -92,8 +92,12 @@ class Trace final : public CommObserver {
     void on_comm(CommRecord const& record) override;
     bool wants_times() const override { return in_step_; }
 
+    /// How much of a step is kept. A mark costs a device 2 us, which layers add up to some per cent
+    /// of a step; passes alone have no leaves on stream 0 but waits.
+    enum class Detail : std::uint8_t { layers, passes };
+
     /// Steps are numbered from 0; `variant` is stored in /steps.
-    void begin_step(std::string_view variant);
+    void begin_step(std::string_view variant, Detail detail = Detail::layers);
     /// Writes and flushes the step's events; outside timed code.
     void end_step();
     void write_shard(std::string const& path, std::span<float const> data);
@@ -106,6 +110,7 @@ class Trace final : public CommObserver {
 
   private:
     friend class Span;
+    bool keeps(SpanKind kind, std::string_view name) const;
     std::uint32_t name_id(std::string_view name);
     Mark mark() { return backend_ != nullptr ? backend_->mark(Queue::compute) : now_ns(); }
     void add(SpanKind kind, std::int16_t stream, std::uint32_t name, Mark begin, Mark end,
@@ -120,6 +125,7 @@ class Trace final : public CommObserver {
     std::vector<Event> events_, last_step_;  // of the step at hand: marks in place of times
     std::uint32_t step_ = 0;
     bool in_step_ = false;  // outside of steps nothing is kept
+    Detail detail_ = Detail::layers;
     std::string variant_;
     std::int64_t step_begin_ns_ = 0;
     std::int64_t event_count_ = 0;
@@ -133,7 +139,8 @@ std::vector<H5Column> step_columns();
 std::string rank_file_name(int rank);
 
 /// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one
-/// step.
+/// step. In a step of Detail::passes, which has no compute spans: not covered by anything but
+/// waits, since stream 0 computes where it does not wait.
 std::int64_t exposed_comm_ns(std::vector<Event> const& events);
 
 }  // namespace cpstep

@@ -116,6 +116,32 @@ BOOST_AUTO_TEST_CASE(overlapping_spans_are_counted_once) {
                                 event(SpanKind::step, 0, 0, 100)}) == 100);
 }
 
+BOOST_AUTO_TEST_CASE(a_step_of_passes_is_exposed_where_it_waits) {
+    auto const wait = [](std::int64_t begin, std::int64_t end) {
+        return event(SpanKind::wait, 0, begin, end);
+    };
+    BOOST_TEST(exposed_comm_ns({comm(0, 100), wait(60, 100)}) == 40);
+    BOOST_TEST(exposed_comm_ns({comm(0, 100), comm(50, 150), wait(90, 100), wait(90, 160)}) == 60);
+    BOOST_TEST(exposed_comm_ns({comm(0, 100), wait(100, 100), event(SpanKind::pass, 0, 0, 200)}) ==
+               0);
+    Trace trace;
+    trace.begin_step("cp2", Trace::Detail::passes);
+    {
+        Span const pass = trace.span(SpanKind::pass, "backward");
+        Span const layer = trace.span(SpanKind::pass, "layer.attention");
+        Span const leaf = trace.span(SpanKind::compute, "attention.forward");
+    }
+    trace.end_step();
+    BOOST_REQUIRE_EQUAL(trace.last_step().size(), 2U);
+    BOOST_TEST(trace.names().at(trace.last_step()[0].name) == "backward");
+    trace.begin_step("cp2");
+    {
+        Span const leaf = trace.span(SpanKind::compute, "attention.forward");
+    }
+    trace.end_step();
+    BOOST_TEST(trace.last_step().size() == 2U);
+}
+
 BOOST_AUTO_TEST_CASE(a_call_gives_its_time_on_the_wire_and_the_time_stood_waiting) {
     Trace trace;
     trace.begin_step("cp2");
