@@ -159,7 +159,7 @@ Run::Run(World& world, Setup& setup)
     }
     world.collectively([&] {
         step_ = std::make_unique<TrainStep>(backend_, *trace_, options, setup.layout, setup.samples,
-                                            capacity, std::move(policy), std::move(reference));
+                                            capacity, std::move(policy), reference);
     });
     for (auto& variant : variants_) {
         step_->prepare(*variant);

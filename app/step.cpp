@@ -96,8 +96,8 @@ StepShape step_shape(Options const& options, SampleSet const& samples) {
 
 TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
                      ParameterLayout const& layout, SampleSet const& samples,
-                     ModelCapacity capacity, std::vector<float> policy, std::vector<float> ref,
-                     bool recompute_layers)
+                     ModelCapacity capacity, std::vector<float> policy,
+                     std::vector<float> const& ref, bool recompute_layers)
     : backend_(backend),
       trace_(trace),
       options_(options),
@@ -127,7 +127,8 @@ TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
 
 std::int64_t TrainStep::state_bytes(std::int64_t parameters, bool ref, DType dtype) {
     auto const T = static_cast<std::int64_t>(element_bytes(dtype));
-    return parameters * (4 * 4 + (ref ? T : 0) + (dtype == DType::f32 ? 0 : 2 * T));
+    std::int64_t const floats = std::int64_t{4} * 4;  // weights, gradients, two moments
+    return parameters * (floats + (ref ? T : 0) + (dtype == DType::f32 ? 0 : 2 * T));
 }
 
 /// `values` in the type of `to`; the gradients serve as the way there.

@@ -46,7 +46,7 @@ class TrainStep {
     /// `policy` and `ref` are layout.size long; ref may be empty (the policy is its own reference).
     TrainStep(Backend& backend, Trace& trace, Options const& options, ParameterLayout const& layout,
               SampleSet const& samples, ModelCapacity capacity, std::vector<float> policy,
-              std::vector<float> ref, bool recompute_layers = false);
+              std::vector<float> const& ref, bool recompute_layers = false);
 
     /// Copy recorded values, noise and advantages into a variant's buffers; once, before its first
     /// step.

@@ -309,14 +309,18 @@ class HostBackend final : public Backend {
     double squared_norm(Tensor x) override { return cpstep::squared_norm(f32(x)); }
 
     void norm(Tensor norm, Tensor x) override {
-        *f32(norm).data = static_cast<float>(std::sqrt(cpstep::squared_norm(f32(x))));
+        float* const result = f32(norm).data;
+        require(result != nullptr, ExitCode::internal, "norm: no place for the result");
+        *result = static_cast<float>(std::sqrt(cpstep::squared_norm(f32(x))));
     }
 
     void adamw(Tensor w, Tensor m, Tensor v, Tensor g, Tensor norm, Tensor /*rounded*/,
                std::span<ParameterRange const> ranges, AdamWOptions const& options) override {
         AdamWOptions scaled = options;
         if (options.clip_grad > 0) {
-            scaled.gradient_scale = clip_factor(options.clip_grad, *f32(norm).data);
+            float const* const size = f32(norm).data;
+            require(size != nullptr, ExitCode::internal, "adamw: clipping needs the norm");
+            scaled.gradient_scale = clip_factor(options.clip_grad, *size);
         }
         cpstep::adamw(f32(w), f32(m), f32(v), f32(g), ranges, scaled);
     }
