@@ -77,19 +77,6 @@ PolicyLossOptions shifted(PolicyLossOptions loss, double shift) {
     return loss;
 }
 
-StepMetrics metrics_of(std::vector<double> const& sums, PolicyLossOptions const& loss) {
-    StepMetrics metrics{.pg_loss = sums[metric_pg_loss],
-                        .kl_loss = sums[metric_kl_loss],
-                        .entropy_loss = sums[metric_entropy_loss],
-                        .pg_clipfrac = sums[metric_pg_clipfrac],
-                        .ppo_kl = sums[metric_ppo_kl],
-                        .opsm_clipfrac = sums[metric_opsm_clipfrac],
-                        .tis_clipfrac = sums[metric_tis_clipfrac]};
-    metrics.loss = metrics.pg_loss - loss.entropy_coef * metrics.entropy_loss +
-                   (loss.use_kl_loss ? loss.kl_loss_coef * metrics.kl_loss : 0.0);
-    return metrics;
-}
-
 }  // namespace
 
 ArrayLoss loss_of_arrays(VariantResult const& result, Rollout const& rollout,

@@ -13,7 +13,7 @@ namespace cpstep {
 
 namespace {
 
-/// Bytes of the BatchBuffers of one micro-batch: indices and columns, padded as small blocks are.
+/// Bytes of the BatchBuffers of one micro-batch: indices and columns.
 std::int64_t input_bytes(MicroBatch const& batch) {
     std::int64_t const Q = batch.loss_rows().size();
     return 4 * (2 * batch.rows() + 7 * batch.response_count() + 8 * Q + 3 * batch.sample_count());
@@ -54,9 +54,7 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
                 .rows = capacity.rows,
                 .key_rows = key_rows,
                 .response_rows = capacity.response_rows,
-                .hidden = config.hidden_size,
                 .vocabulary = config.vocab_size,
-                .parameters = layout.size,
                 .heads = heads,
                 .keeps_logits = rule.keeps_logits(config, capacity.response_rows)};
             estimate.scratch = std::max(estimate.scratch, backend->scratch_bytes(sizes));

@@ -39,9 +39,7 @@ std::int64_t GatherAttention::kept_bytes(CpPlan const& plan, HeadShape shape, DT
 }
 
 std::int64_t GatherAttention::workspace_bytes(CpPlan const& plan, HeadShape shape, DType T) {
-    std::int64_t const rows = plan.join.all_rows();
-    return Carver::bytes(rows, width_of(shape), T) +
-           2 * Carver::bytes(rows, width_of(shape), DType::f32) +
+    return 2 * Carver::bytes(plan.join.all_rows(), width_of(shape), DType::f32) +
            (T == DType::f32 ? 0 : Carver::bytes(plan.own_rows, width_of(shape), DType::f32));
 }
 
@@ -61,9 +59,9 @@ GatherAttention::GatherAttention(Backend& backend, Comm& comm, Trace& trace, Hea
     Carver carver(workspace);
     DType const T = backend.compute_dtype();
     std::int64_t const rows = plan.join.all_rows();
-    arrived_ = carver.take(rows, width_of(shape), T);
-    gradient_ = carver.take(rows, width_of(shape), DType::f32);
     by_rank_ = carver.take(rows, width_of(shape), DType::f32);
+    arrived_ = matrix_at(by_rank_, 0, rows, width_of(shape), T);
+    gradient_ = carver.take(rows, width_of(shape), DType::f32);
     if (T != DType::f32) {
         own_gradient_ = carver.take(plan.own_rows, width_of(shape), DType::f32);
     }

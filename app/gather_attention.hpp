@@ -31,9 +31,10 @@ class GatherAttention final : public CpAttention {
     HeadShape shape_;
     CpPlan const& plan_;
     Buffer ordered_, joined_;  // i32 row indices of JoinPlan
-    // Workspace, (all rows, 2*G*D): keys as they arrive; their gradient, f32, in position order and
-    // in rank order; own rows of it, where they are rounded.
-    Tensor arrived_, gradient_, by_rank_, own_gradient_;
+    // Workspace, (all rows, 2*G*D): keys as they arrive, and in the same memory later their
+    // gradient in rank order, f32; the gradient in position order; own rows of it, where they are
+    // rounded.
+    Tensor arrived_, by_rank_, gradient_, own_gradient_;
 };
 
 }  // namespace cpstep

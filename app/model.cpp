@@ -63,12 +63,12 @@ std::int64_t Model::buffer_bytes(ModelConfig const& config, ModelCapacity capaci
     auto const T = static_cast<std::int64_t>(element_bytes(rule.dtype));
     auto const f = static_cast<std::int64_t>(sizeof(float));
     std::int64_t const layers = config.num_hidden_layers;
-    std::int64_t const tapes = rule.recompute_layers ? 1 : layers;
-    std::int64_t const tape = T * (h + 2 * q + kv + 2 * F) + f * (2 + config.num_attention_heads);
+    std::int64_t const tape =
+        T * (2 * h + 2 * q + kv + 2 * F) + f * (2 + config.num_attention_heads);
     std::int64_t const scratch = T * (5 * h + 4 * F + 2 * q + kv) + f;
     bool const keeps = rule.keeps_logits(config, capacity.response_rows);
     std::int64_t const head = T * (2 * h + (keeps ? config.vocab_size : 0)) + f;
-    return tapes * capacity.kept_bytes + capacity.rows * (layers * T * h + tapes * tape + scratch) +
+    return layers * capacity.kept_bytes + capacity.rows * (layers * tape + scratch) +
            capacity.response_rows * head;
 }
 

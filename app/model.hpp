@@ -37,13 +37,11 @@ struct ModelOutput {
     Tensor log_probs, entropy;
 };
 
-/// What decides how large buffers are beside the sizes: the compute type; the bytes of logits that
-/// are kept for backward, above which logits are computed again; and whether a layer keeps its
-/// input only and is computed again in backward (Chen et al. 2016), for groups of one.
+/// What decides how large buffers are beside the sizes: the compute type, and the bytes of logits
+/// that are kept for backward, above which logits are computed again.
 struct MemoryRule {
     DType dtype = DType::f32;
     std::int64_t logits_limit_bytes = Backend::host_logits_limit_bytes;
-    bool recompute_layers = false;
 
     bool keeps_logits(ModelConfig const& config, std::int64_t response_rows) const {
         return response_rows * config.vocab_size *
@@ -59,6 +57,8 @@ inline MemoryRule memory_rule(Backend const& backend) {
 /// by the backend's MemoryRule.
 class Model {
   public:
+    /// recompute_layers: a layer keeps its input only and is computed again in backward (Chen et
+    /// al. 2016); for CP groups of one, whose layers send nothing.
     Model(Backend& backend, Trace& trace, ModelConfig const& config, ModelCapacity capacity,
           bool recompute_layers = false);
 
@@ -74,7 +74,7 @@ class Model {
                   CpAttention& attention, ModelOutput const& output, Tensor d_log_probs,
                   Tensor d_entropy);
 
-    /// Bytes all buffers together take.
+    /// Bytes all buffers together take where every layer is kept.
     static std::int64_t buffer_bytes(ModelConfig const& config, ModelCapacity capacity,
                                      MemoryRule rule);
 

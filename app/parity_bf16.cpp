@@ -44,6 +44,14 @@ double rms_error(std::vector<double> const& a, std::vector<double> const& b) {
     return std::isfinite(result) ? result : nan_value;
 }
 
+double sum_of_squares(std::span<float const> values) {
+    double sum = 0;
+    for (float const value : values) {
+        sum += static_cast<double>(value) * value;
+    }
+    return sum;
+}
+
 struct Compared {
     VariantResult const& reference;
     VariantResult const& base;
@@ -114,11 +122,8 @@ void check_own_arrays(std::vector<Check>& checks, VariantResult const& result,
                 result, got[i].first, std::abs(got[i].second - want[i].second), rounding + border));
         }
     }
-    double squares = result.gradients.empty() ? nan_value : 0;
-    for (float const g : result.gradients) {
-        squares += static_cast<double>(g) * g;
-    }
-    double const norm = std::sqrt(squares);
+    double const norm =
+        result.gradients.empty() ? nan_value : std::sqrt(sum_of_squares(result.gradients));
     checks.push_back(own_check(result, "grad_norm", std::abs(result.metrics.grad_norm - norm),
                                sum_factor * half_ulp * norm));
 }
@@ -188,10 +193,7 @@ Check idle_tensors_check(VariantResult const& reference, VariantResult const& ba
     int count = 0;
     for (Parameter const& parameter : layout.parameters) {
         auto const want = part(fp32_gradients(reference, base), parameter);
-        double squares = 0;
-        for (float const g : want) {
-            squares += static_cast<double>(g) * g;
-        }
+        double const squares = sum_of_squares(want);
         all += squares;
         if (!(relative_l2(part(base.gradients, parameter), want) <= largest_base_error)) {
             idle += squares;

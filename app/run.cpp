@@ -170,7 +170,6 @@ Run::Run(World& world, Setup& setup)
 /// without one) have room for it.
 void Run::plan_memory() {
     MemoryEstimate const& plan = memory_ = setup_.memory(&backend_);
-    std::int64_t const wanted = processor_.on_host() ? plan.total() - plan.results : plan.device();
     if (world_.root() && !setup_.options.quiet) {
         fmt::print(stderr, "cpstep: {}\n", describe_memory(plan, memory_rule(backend_)));
     }
@@ -183,10 +182,11 @@ void Run::plan_memory() {
                                   sharers[static_cast<std::size_t>(world_.rank())]);
     world_.collectively([&] {
         std::int64_t const available = cuda_device_info(processor_.ordinal).free_bytes;
-        require(wanted * ranks <= available, ExitCode::input_data,
+        std::int64_t const wanted = plan.device() * ranks;
+        require(wanted <= available, ExitCode::input_data,
                 "{} needs up to {} for {} rank{}, {} are free: take fewer samples, a smaller "
                 "--max-tokens-per-gpu or --micro-batch-size, or more GPUs",
-                processor_.device, human_bytes(wanted * ranks), ranks, ranks == 1 ? "" : "s",
+                processor_.device, human_bytes(wanted), ranks, ranks == 1 ? "" : "s",
                 human_bytes(available));
     });
 }
@@ -194,7 +194,7 @@ void Run::plan_memory() {
 /// The baseline in fp32, whose memory is given back before the run takes its own.
 void Run::compute_reference(std::vector<float> const& policy, std::vector<float> const& reference) {
     if (world_.root() && !setup_.options.quiet) {
-        fmt::print(stderr, "cpstep: computing the baseline in fp32, the reference of {}\n", "bf16");
+        fmt::print(stderr, "cpstep: computing the baseline in fp32, the reference of bf16\n");
     }
     auto const exact = make_reference_backend(world_, processor_, setup_.options);
     auto const wires = make_wires(world_, *exact, wire_options(setup_.options));

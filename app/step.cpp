@@ -49,24 +49,6 @@ bool is_bf16(float value) {
     return (std::bit_cast<std::uint32_t>(value) & 0xffffU) == 0;
 }
 
-/// Sums over ranks and the norm, as `finish` downloads them.
-StepMetrics metrics_of(std::array<float, metric_count + 1> const& values,
-                       PolicyLossOptions const& loss) {
-    StepMetrics metrics{.pg_loss = values[metric_pg_loss],
-                        .kl_loss = values[metric_kl_loss],
-                        .entropy_loss = values[metric_entropy_loss],
-                        .pg_clipfrac = values[metric_pg_clipfrac],
-                        .ppo_kl = values[metric_ppo_kl],
-                        .opsm_clipfrac = values[metric_opsm_clipfrac],
-                        .tis_clipfrac = values[metric_tis_clipfrac],
-                        .grad_norm = values[metric_count]};
-    metrics.loss = metrics.pg_loss - loss.entropy_coef * metrics.entropy_loss;
-    if (loss.use_kl_loss) {
-        metrics.loss += loss.kl_loss_coef * metrics.kl_loss;
-    }
-    return metrics;
-}
-
 }  // namespace
 
 std::vector<std::pair<std::string, double>> StepMetrics::named() const {
@@ -79,6 +61,21 @@ std::vector<std::pair<std::string, double>> StepMetrics::named() const {
             {"opsm_clipfrac", opsm_clipfrac},
             {"tis_clipfrac", tis_clipfrac},
             {"grad_norm", grad_norm}};
+}
+
+StepMetrics metrics_of(std::span<double const> sums, PolicyLossOptions const& loss) {
+    StepMetrics metrics{.pg_loss = sums[metric_pg_loss],
+                        .kl_loss = sums[metric_kl_loss],
+                        .entropy_loss = sums[metric_entropy_loss],
+                        .pg_clipfrac = sums[metric_pg_clipfrac],
+                        .ppo_kl = sums[metric_ppo_kl],
+                        .opsm_clipfrac = sums[metric_opsm_clipfrac],
+                        .tis_clipfrac = sums[metric_tis_clipfrac]};
+    metrics.loss = metrics.pg_loss - loss.entropy_coef * metrics.entropy_loss;
+    if (loss.use_kl_loss) {
+        metrics.loss += loss.kl_loss_coef * metrics.kl_loss;
+    }
+    return metrics;
 }
 
 StepShape step_shape(Options const& options, SampleSet const& samples) {
@@ -323,7 +320,10 @@ StepMetrics TrainStep::finish(Variant& variant) {
     std::array<float, metric_count + 1> values{};
     backend_.download(values.data(), metrics_);
     backend_.synchronize();
-    return metrics_of(values, options_.loss);
+    StepMetrics metrics =
+        metrics_of(std::vector<double>(values.begin(), values.end()), options_.loss);
+    metrics.grad_norm = values[metric_count];
+    return metrics;
 }
 
 }  // namespace cpstep

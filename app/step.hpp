@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct StepMetrics {
     /// Name and value in the order above.
     std::vector<std::pair<std::string, double>> named() const;
 };
+
+/// The metrics that the sums policy_loss() adds up make (metric_count of them), without grad_norm.
+StepMetrics metrics_of(std::span<double const> sums, PolicyLossOptions const& loss);
 
 /// Which passes and sums the settings call for; pure.
 struct StepShape {

@@ -7,6 +7,7 @@
 
 #include "cuda/exp.hpp"
 #include "cuda/fault.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/tile.hpp"
 
 // Each work item owns one tile of rows of one head and visits every segment that meets it in list
@@ -284,27 +285,6 @@ void backward_keys(BackwardScratch<T>& w, BackwardInput<T> const& in, Matrix<T> 
     }
 }
 
-template <class T>
-void check_shapes(Matrix<T> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v, HeadShape shape,
-                  std::span<Segment const> segments) {
-    require(shape.kv_heads > 0 && shape.head_dim > 0 && shape.heads > 0 &&
-                shape.heads % shape.kv_heads == 0,
-            ExitCode::internal, "attention: {} query heads over {} key heads of size {}",
-            shape.heads, shape.kv_heads, shape.head_dim);
-    std::int64_t const kv_cols = shape.kv_heads * shape.head_dim;
-    require(q.cols == shape.heads * shape.head_dim && k.cols == kv_cols && v.cols == kv_cols &&
-                lse.cols == shape.heads && lse.rows == q.rows && v.rows == k.rows,
-            ExitCode::internal, "attention: q ({},{}) k ({},{}) v ({},{}) lse ({},{})", q.rows,
-            q.cols, k.rows, k.cols, v.rows, v.cols, lse.rows, lse.cols);
-    for (Segment const& s : segments) {
-        require(s.q_row >= 0 && s.q_rows >= 0 && s.q_row + s.q_rows <= q.rows && s.kv_row >= 0 &&
-                    s.kv_rows >= 0 && s.kv_row + s.kv_rows <= k.rows,
-                ExitCode::internal,
-                "attention: segment q [{},+{}) kv [{},+{}) outside {} query and {} key rows",
-                s.q_row, s.q_rows, s.kv_row, s.kv_rows, q.rows, k.rows);
-    }
-}
-
 std::int64_t tiles_of(std::int64_t rows) {
     return (rows + tile_rows - 1) / tile_rows;
 }
@@ -314,7 +294,7 @@ std::int64_t tiles_of(std::int64_t rows) {
 template <class T>
 void attention_forward(Matrix<T> o, Matrix<T> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v,
                        HeadShape shape, std::span<Segment const> segments, Accumulate mode) {
-    check_shapes(lse, q, k, v, shape, segments);
+    check_attention_shapes(lse, q, k, v, shape, segments);
     require(o.rows == q.rows && o.cols == q.cols, ExitCode::internal,
             "attention: o ({},{}) for q ({},{})", o.rows, o.cols, q.rows, q.cols);
     std::int64_t const d = shape.head_dim;
@@ -341,8 +321,8 @@ template <class T>
 void attention_backward(Matrix<T> dq, Matrix<T> dk, Matrix<T> dv, Matrix<T> q, Matrix<T> k,
                         Matrix<T> v, Matrix<T> o, Matrix<T> d_o, Matrix<T> lse, HeadShape shape,
                         std::span<Segment const> segments) {
-    check_shapes(lse, q, k, v, shape, segments);
-    check_shapes(lse, dq, dk, dv, shape, segments);
+    check_attention_shapes(lse, q, k, v, shape, segments);
+    check_attention_shapes(lse, dq, dk, dv, shape, segments);
     require(o.rows == q.rows && o.cols == q.cols && d_o.rows == q.rows && d_o.cols == q.cols,
             ExitCode::internal, "attention: o ({},{}) do ({},{}) for q ({},{})", o.rows, o.cols,
             d_o.rows, d_o.cols, q.rows, q.cols);

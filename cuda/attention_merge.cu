@@ -164,7 +164,7 @@ __global__ void put_words_kernel(std::int32_t* dst, __grid_constant__ WordBlock 
 
 void merge_softmax(Device const& d, Tensor o, Tensor lse, Tensor part_o, Tensor part_lse,
                    std::span<RowRange const> ranges) {
-    require(equal_shapes(o, part_o) && equal_shapes(lse, part_lse) && lse.cols > 0 &&
+    require(same_shape(o, part_o) && same_shape(lse, part_lse) && lse.cols > 0 &&
                 o.cols % (2 * lse.cols) == 0,
             ExitCode::internal, "merge of softmax parts: o ({},{}) and ({},{}), {} heads", o.rows,
             o.cols, part_o.rows, part_o.cols, lse.cols);
@@ -185,7 +185,7 @@ void merge_softmax(Device const& d, Tensor o, Tensor lse, Tensor part_o, Tensor 
 
 void put_rows(Device const& d, Tensor dst, Tensor part, std::span<RowRange const> ranges,
               Accumulate mode) {
-    require(equal_shapes(dst, part), ExitCode::internal, "partial rows ({},{}) for ({},{})",
+    require(same_shape(dst, part), ExitCode::internal, "partial rows ({},{}) for ({},{})",
             part.rows, part.cols, dst.rows, dst.cols);
     each_list(ranges, [&](RangeList const& list, unsigned count, std::int64_t longest) {
         with_type(dst.dtype, [&](auto to) {

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cuda/error.hpp"
+#include "cuda/operands.hpp"
 
 namespace cpstep {
 
@@ -98,24 +99,11 @@ bool is_t(DType dtype) {
 
 void check_inputs(Tensor lse, Tensor q, Tensor k, Tensor v, HeadShape shape,
                   std::span<Segment const> segments) {
-    require(shape.kv_heads > 0 && shape.head_dim > 0 && shape.heads > 0 &&
-                shape.heads % shape.kv_heads == 0,
-            ExitCode::internal, "attention: {} query heads over {} key heads of size {}",
-            shape.heads, shape.kv_heads, shape.head_dim);
-    std::int64_t const kv_cols = shape.kv_heads * shape.head_dim;
-    require(q.cols == shape.heads * shape.head_dim && k.cols == kv_cols && v.cols == kv_cols &&
-                lse.cols == shape.heads && lse.rows == q.rows && v.rows == k.rows,
-            ExitCode::internal, "attention: q ({},{}) k ({},{}) v ({},{}) lse ({},{})", q.rows,
-            q.cols, k.rows, k.cols, v.rows, v.cols, lse.rows, lse.cols);
+    check_attention_shapes(lse, q, k, v, shape, segments);
     require(is_t(q.dtype) && k.dtype == q.dtype && v.dtype == q.dtype && lse.dtype == DType::f32,
             ExitCode::internal, "attention: q, k and v are not of one type, or lse is not f32");
     std::vector<RowRange> queries;
     for (Segment const& s : segments) {
-        require(s.q_row >= 0 && s.q_rows >= 0 && s.q_row + s.q_rows <= q.rows && s.kv_row >= 0 &&
-                    s.kv_rows >= 0 && s.kv_row + s.kv_rows <= k.rows,
-                ExitCode::internal,
-                "attention: segment q [{},+{}) kv [{},+{}) outside {} query and {} key rows",
-                s.q_row, s.q_rows, s.kv_row, s.kv_rows, q.rows, k.rows);
         if (s.q_rows > 0) {
             queries.push_back({s.q_row, s.q_rows});
         }

@@ -56,8 +56,7 @@ struct StepSizes {
     std::int64_t rows = 0;           ///< S, query rows
     std::int64_t key_rows = 0;       ///< rows of the longest K/V of an attention call
     std::int64_t response_rows = 0;  ///< R
-    std::int64_t hidden = 0, vocabulary = 0;
-    std::int64_t parameters = 0;
+    std::int64_t vocabulary = 0;
     HeadShape heads;
     bool keeps_logits = true;
 };

@@ -104,8 +104,8 @@ class CudaBackend final : public Backend {
     std::int64_t scratch_bytes(StepSizes const& sizes) const override {
         return static_cast<std::int64_t>(
             products_workspace_bytes + small_scratch_bytes +
-            device::lm_head_scratch_bytes(sizes.response_rows, sizes.hidden, sizes.vocabulary,
-                                          dtype_, sizes.keeps_logits) +
+            device::lm_head_scratch_bytes(sizes.response_rows, sizes.vocabulary, dtype_,
+                                          sizes.keeps_logits) +
             parts_.attention->scratch_bytes(sizes.heads, sizes.rows, sizes.key_rows));
     }
 

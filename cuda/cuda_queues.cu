@@ -4,11 +4,11 @@
 #include <exception>
 #include <limits>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "cuda/clock.hpp"
 #include "cuda/cuda_queues.hpp"
+#include "cuda/poll.hpp"
 
 namespace cpstep {
 namespace {
@@ -138,25 +138,12 @@ void DeviceQueues::compute_after_wire() {
 }
 
 void DeviceQueues::wait(cudaEvent_t event) {
-    using namespace std::chrono_literals;
-    constexpr int spins = 200;  // as long as a short copy takes
-    auto const start = std::chrono::steady_clock::now();
-    for (int polls = 0; !reached(event); ++polls) {
-        if (polls < spins) {
-            continue;
-        }
-        check_watchers();
-        auto const waited = std::chrono::steady_clock::now() - start;
-        if (waited > deadline_) {
-            Error const late = lateness();  // what is pending is known only before it is given up
-            give_up();
-            throw late;
-        }
-        if (waited < 5ms) {
-            std::this_thread::yield();
-        } else {
-            std::this_thread::sleep_for(50us);
-        }
+    bool const in_time =
+        poll_until([&] { return reached(event); }, deadline_, [&] { check_watchers(); });
+    if (!in_time) {
+        Error const late = lateness();  // what is pending is known only before it is given up
+        give_up();
+        throw late;
     }
 }
 

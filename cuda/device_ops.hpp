@@ -99,8 +99,8 @@ void lm_head_backward(Device const& d, Tensor dx, Tensor dw, Tensor d_log_prob, 
                       Tensor logits, Tensor x, Tensor w, Tensor targets, Tensor lse,
                       Tensor entropy);
 /// Scratch bytes that both take for at most `rows` rows; kept: logits are kept.
-std::size_t lm_head_scratch_bytes(std::int64_t rows, std::int64_t hidden, std::int64_t vocabulary,
-                                  DType dtype, bool kept);
+std::size_t lm_head_scratch_bytes(std::int64_t rows, std::int64_t vocabulary, DType dtype,
+                                  bool kept);
 
 // policy_loss.cu: f32; sums are deterministic
 void sequence_kl_partial(Device const& d, Tensor partial, Tensor factor_partial, Tensor mask_sum,

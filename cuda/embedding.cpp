@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/layers.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/shape.hpp"
 
 namespace cpstep {
@@ -46,36 +47,28 @@ void add_rows(Matrix<T> dst, Matrix<T> src, Matrix<std::int32_t> index) {
 
 template <class T>
 void embedding_forward(Matrix<T> x, Matrix<T> table, Matrix<std::int32_t> ids) {
-    require(x.cols == table.cols && has_shape(ids, x.rows, 1), ExitCode::internal,
-            "embedding_forward: x is {} x {}, the table {} x {}, ids {} x {}", x.rows, x.cols,
-            table.rows, table.cols, ids.rows, ids.cols);
+    check_embedding_forward(x, table, ids);
     check_index(ids, table.rows, ExitCode::input_data, "token id");
     read_rows(x, table, ids);
 }
 
 template <class T>
 void embedding_backward(Matrix<T> dtable, Matrix<T> dx, Matrix<std::int32_t> ids) {
-    require(dx.cols == dtable.cols && has_shape(ids, dx.rows, 1), ExitCode::internal,
-            "embedding_backward: dx is {} x {}, the table {} x {}, ids {} x {}", dx.rows, dx.cols,
-            dtable.rows, dtable.cols, ids.rows, ids.cols);
+    check_embedding_backward(dtable, dx, ids);
     check_index(ids, dtable.rows, ExitCode::input_data, "token id");
     add_rows(dtable, dx, ids);
 }
 
 template <class T>
 void gather_rows(Matrix<T> dst, Matrix<T> src, Matrix<std::int32_t> index) {
-    require(dst.cols == src.cols && has_shape(index, dst.rows, 1), ExitCode::internal,
-            "gather_rows: dst is {} x {}, src {} x {}, index {} x {}", dst.rows, dst.cols, src.rows,
-            src.cols, index.rows, index.cols);
+    check_gather_rows(dst, src, index);
     check_index(index, src.rows, ExitCode::internal, "gather_rows: index");
     read_rows(dst, src, index);
 }
 
 template <class T>
 void scatter_add_rows(Matrix<T> dst, Matrix<T> src, Matrix<std::int32_t> index) {
-    require(dst.cols == src.cols && has_shape(index, src.rows, 1), ExitCode::internal,
-            "scatter_add_rows: dst is {} x {}, src {} x {}, index {} x {}", dst.rows, dst.cols,
-            src.rows, src.cols, index.rows, index.cols);
+    check_scatter_add_rows(dst, src, index);
     check_index(index, dst.rows, ExitCode::internal, "scatter_add_rows: index");
     add_rows(dst, src, index);
 }

@@ -193,16 +193,12 @@ void launch_sums(Device const& d, Matrix<float> dtable, Matrix<T> dx, Workspace 
 }  // namespace
 
 void embedding_forward(Device const& d, Tensor x, Tensor table, Tensor ids) {
-    require(x.cols == table.cols && shape_is(ids, x.rows, 1), ExitCode::internal,
-            "embedding_forward: x is {} x {}, the table {} x {}, ids {} x {}", x.rows, x.cols,
-            table.rows, table.cols, ids.rows, ids.cols);
+    check_embedding_forward(x, table, ids);
     gather_rows(d, x, table, ids);
 }
 
 void embedding_backward(Device const& d, Tensor dtable, Tensor dx, Tensor ids) {
-    require(dx.cols == dtable.cols && shape_is(ids, dx.rows, 1), ExitCode::internal,
-            "embedding_backward: dx is {} x {}, the table {} x {}, ids {} x {}", dx.rows, dx.cols,
-            dtable.rows, dtable.cols, ids.rows, ids.cols);
+    check_embedding_backward(dtable, dx, ids);
     require(dx.rows <= std::numeric_limits<std::int32_t>::max(), ExitCode::internal,
             "embedding_backward: {} rows are more than 32 bits number", dx.rows);
     if (dx.elements() == 0) {

@@ -12,6 +12,7 @@
 
 #include "cuda/cuda_backend.hpp"
 #include "cuda/device_ops.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/tensor.hpp"
 
 namespace cpstep {
@@ -67,13 +68,6 @@ void with_lanes(std::initializer_list<Tensor> operands, F const& f) {
     } else {
         f(std::integral_constant<int, 1>{});
     }
-}
-
-inline bool equal_shapes(Tensor a, Tensor b) {
-    return a.rows == b.rows && a.cols == b.cols;
-}
-inline bool shape_is(Tensor a, std::int64_t rows, std::int64_t cols) {
-    return a.rows == rows && a.cols == cols;
 }
 
 template <class T>

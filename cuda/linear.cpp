@@ -5,6 +5,7 @@
 
 #include "cuda/gemm.hpp"
 #include "cuda/layers.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/shape.hpp"
 
 namespace cpstep {
@@ -44,16 +45,13 @@ void add_column_sums(Matrix<T> db, Matrix<T> dy) {
 
 template <class T>
 void linear_forward(Matrix<T> y, Matrix<T> x, Matrix<T> w, Matrix<T> b) {
-    require(
-        has_shape(y, x.rows, w.rows) && x.cols == w.cols && (b.empty() || has_shape(b, 1, w.rows)),
-        ExitCode::internal, "linear_forward: y is {} x {}, x {} x {}, w {} x {}, b {} x {}", y.rows,
-        y.cols, x.rows, x.cols, w.rows, w.cols, b.rows, b.cols);
+    check_linear_forward(y, x, w, b);
     if (x.rows == 0) {
         return;
     }
     gemm<T>(false, true, x.rows, w.rows, w.cols, T{1}, x.data, x.stride, w.data, w.stride, T{0},
             y.data, y.stride);
-    if (!b.empty()) {
+    if (!b.absent()) {
         add_bias(y, b);
     }
 }
@@ -61,23 +59,17 @@ void linear_forward(Matrix<T> y, Matrix<T> x, Matrix<T> w, Matrix<T> b) {
 template <class T>
 void linear_backward(Matrix<T> dx, Matrix<T> dw, Matrix<T> db, Matrix<T> dy, Matrix<T> x,
                      Matrix<T> w, bool add_dx) {
-    require(has_shape(dy, x.rows, w.rows) && x.cols == w.cols && same_shape(dw, w) &&
-                (dx.empty() || same_shape(dx, x)) && (db.empty() || has_shape(db, 1, w.rows)),
-            ExitCode::internal,
-            "linear_backward: dy is {} x {}, x and dx {} x {} and {} x {}, w and dw {} x {} and "
-            "{} x {}, db {} x {}",
-            dy.rows, dy.cols, x.rows, x.cols, dx.rows, dx.cols, w.rows, w.cols, dw.rows, dw.cols,
-            db.rows, db.cols);
+    check_linear_backward(dx, dw, db, dy, x, w);
     if (x.rows == 0) {
         return;
     }
-    if (!dx.empty()) {
+    if (!dx.absent()) {
         gemm<T>(false, false, x.rows, w.cols, w.rows, T{1}, dy.data, dy.stride, w.data, w.stride,
                 add_dx ? T{1} : T{0}, dx.data, dx.stride);
     }
     gemm<T>(true, false, w.rows, w.cols, x.rows, T{1}, dy.data, dy.stride, x.data, x.stride, T{1},
             dw.data, dw.stride);
-    if (!db.empty()) {
+    if (!db.absent()) {
         add_column_sums(db, dy);
     }
 }

@@ -20,10 +20,6 @@ std::int64_t rows_of_chunk(std::int64_t rows) {
     return std::max(least_chunk_rows, ceil_div(rows, most_chunks));
 }
 
-bool has_shape(Tensor t, std::int64_t rows, std::int64_t cols) {
-    return t.rows == rows && t.cols == cols;
-}
-
 /// The sum over the rows of a block, lane by lane; valid in row 0.
 template <int Lanes>
 __device__ Pack<float, Lanes> sum_over_rows(Pack<float, Lanes> const& own) {
@@ -107,10 +103,7 @@ void add_column_sums(Device const& d, Tensor db, Tensor dy) {
 }  // namespace
 
 void linear_forward(Device const& d, Tensor y, Tensor x, Tensor w, Tensor b) {
-    require(
-        has_shape(y, x.rows, w.rows) && x.cols == w.cols && (b.absent() || has_shape(b, 1, w.rows)),
-        ExitCode::internal, "linear_forward: y is {} x {}, x {} x {}, w {} x {}, b {} x {}", y.rows,
-        y.cols, x.rows, x.cols, w.rows, w.cols, b.rows, b.cols);
+    check_linear_forward(y, x, w, b);
     if (x.rows == 0) {
         return;
     }
@@ -119,14 +112,7 @@ void linear_forward(Device const& d, Tensor y, Tensor x, Tensor w, Tensor b) {
 
 void linear_backward(Device const& d, Tensor dx, Tensor dw, Tensor db, Tensor dy, Tensor x,
                      Tensor w, bool add_dx) {
-    require(has_shape(dy, x.rows, w.rows) && x.cols == w.cols && has_shape(dw, w.rows, w.cols) &&
-                (dx.absent() || has_shape(dx, x.rows, x.cols)) &&
-                (db.absent() || has_shape(db, 1, w.rows)),
-            ExitCode::internal,
-            "linear_backward: dy is {} x {}, x and dx {} x {} and {} x {}, w and dw {} x {} and "
-            "{} x {}, db {} x {}",
-            dy.rows, dy.cols, x.rows, x.cols, dx.rows, dx.cols, w.rows, w.cols, dw.rows, dw.cols,
-            db.rows, db.cols);
+    check_linear_backward(dx, dw, db, dy, x, w);
     if (x.rows == 0) {
         return;
     }

@@ -7,6 +7,7 @@
 
 #include "cuda/exp.hpp"
 #include "cuda/gemm.hpp"
+#include "cuda/operands.hpp"
 
 namespace cpstep {
 namespace {
@@ -70,12 +71,7 @@ void logit_gradient(T* z, std::int64_t vocabulary, std::int32_t target, T d_log_
 
 template <class T>
 void check_shapes(Matrix<T> logits, Matrix<T> x, Matrix<T> w, Matrix<std::int32_t> targets) {
-    require(w.rows > 0 && w.cols == x.cols && targets.rows == x.rows, ExitCode::internal,
-            "lm_head: x ({},{}) w ({},{}) targets ({},1)", x.rows, x.cols, w.rows, w.cols,
-            targets.rows);
-    require(logits.empty() || (logits.rows == x.rows && logits.cols == w.rows), ExitCode::internal,
-            "lm_head: logits ({},{}) for {} rows and a vocabulary of {}", logits.rows, logits.cols,
-            x.rows, w.rows);
+    check_lm_head(logits, x, w, targets);
     for (std::int64_t r = 0; r < x.rows; ++r) {
         std::int32_t const target = *targets.row(r);
         require(target >= 0 && target < w.rows, ExitCode::internal,
@@ -89,13 +85,13 @@ class ChunkStorage {
   public:
     ChunkStorage(Matrix<T> kept, std::int64_t rows, std::int64_t vocabulary)
         : kept_(kept), vocabulary_(vocabulary) {
-        if (kept.empty()) {
+        if (kept.absent()) {
             scratch_.resize(static_cast<std::size_t>(rows * vocabulary));
         }
     }
 
     Matrix<T> rows(std::int64_t first, std::int64_t count) {
-        if (kept_.empty()) {
+        if (kept_.absent()) {
             return {scratch_.data(), count, vocabulary_, vocabulary_};
         }
         return {kept_.row(first), count, vocabulary_, kept_.stride};
@@ -142,14 +138,12 @@ void lm_head_backward(Matrix<T> dx, Matrix<T> dw, Matrix<T> d_log_prob, Matrix<T
                       Matrix<T> logits, Matrix<T> x, Matrix<T> w, Matrix<std::int32_t> targets,
                       Matrix<T> lse, Matrix<T> entropy) {
     check_shapes(logits, x, w, targets);
-    require(dx.rows == x.rows && dx.cols == x.cols && dw.rows == w.rows && dw.cols == w.cols,
-            ExitCode::internal, "lm_head: dx ({},{}) dw ({},{}) for x ({},{}) w ({},{})", dx.rows,
-            dx.cols, dw.rows, dw.cols, x.rows, x.cols, w.rows, w.cols);
+    check_lm_head_gradients(dx, dw, x, w);
     std::int64_t const chunk = std::min(rows_of_chunk<T>(w.rows), x.rows);
     ChunkStorage<T> storage(logits, chunk, w.rows);
     for (std::int64_t first = 0; first < x.rows; first += chunk) {
         Matrix<T> const z = storage.rows(first, std::min(chunk, x.rows - first));
-        if (logits.empty()) {
+        if (logits.absent()) {
             project(z, x, first, w);
         }
 #pragma omp parallel for schedule(static)

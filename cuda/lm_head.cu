@@ -287,12 +287,7 @@ void launch_softmax(Device const& d, RowResults const& results, Tensor kept, Ten
 }
 
 void check_shapes(Tensor logits, Tensor x, Tensor w, Tensor targets) {
-    require(w.rows > 0 && w.cols == x.cols && targets.rows == x.rows, ExitCode::internal,
-            "lm_head: x ({},{}) w ({},{}) targets ({},1)", x.rows, x.cols, w.rows, w.cols,
-            targets.rows);
-    require(logits.absent() || (logits.rows == x.rows && logits.cols == w.rows), ExitCode::internal,
-            "lm_head: logits ({},{}) for {} rows and a vocabulary of {}", logits.rows, logits.cols,
-            x.rows, w.rows);
+    check_lm_head(logits, x, w, targets);
     require(w.rows <= (std::int64_t{1} << 30), ExitCode::internal,
             "lm_head: a vocabulary of {} words is too large", w.rows);
 }
@@ -353,9 +348,7 @@ void lm_head_backward(Device const& d, Tensor dx, Tensor dw, Tensor d_log_prob, 
                       Tensor logits, Tensor x, Tensor w, Tensor targets, Tensor lse,
                       Tensor entropy) {
     check_shapes(logits, x, w, targets);
-    require(dx.rows == x.rows && dx.cols == x.cols && dw.rows == w.rows && dw.cols == w.cols,
-            ExitCode::internal, "lm_head: dx ({},{}) dw ({},{}) for x ({},{}) w ({},{})", dx.rows,
-            dx.cols, dw.rows, dw.cols, x.rows, x.cols, w.rows, w.cols);
+    check_lm_head_gradients(dx, dw, x, w);
     if (x.rows == 0) {
         return;
     }
@@ -382,8 +375,8 @@ void lm_head_backward(Device const& d, Tensor dx, Tensor dw, Tensor d_log_prob, 
     }
 }
 
-std::size_t lm_head_scratch_bytes(std::int64_t rows, std::int64_t /*hidden*/,
-                                  std::int64_t vocabulary, DType dtype, bool kept) {
+std::size_t lm_head_scratch_bytes(std::int64_t rows, std::int64_t vocabulary, DType dtype,
+                                  bool kept) {
     HeadChunks const chunks = head_chunks(rows, vocabulary, dtype);
     return chunks.logit_bytes + (kept ? 0 : chunks.gradient_bytes);
 }

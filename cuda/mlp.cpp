@@ -5,15 +5,14 @@
 #include <cstdint>
 
 #include "cuda/layers.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/shape.hpp"
 
 namespace cpstep {
 
 template <class T>
 void swiglu_forward(Matrix<T> y, Matrix<T> gate_up) {
-    require(has_shape(gate_up, y.rows, 2 * y.cols), ExitCode::internal,
-            "swiglu_forward: y is {} x {}, gate_up {} x {}", y.rows, y.cols, gate_up.rows,
-            gate_up.cols);
+    check_swiglu_forward(y, gate_up);
     std::int64_t const width = y.cols;
 #pragma omp parallel for schedule(static) if (y.rows * width >= parallel_elements)
     for (std::int64_t s = 0; s < y.rows; ++s) {
@@ -28,9 +27,7 @@ void swiglu_forward(Matrix<T> y, Matrix<T> gate_up) {
 
 template <class T>
 void swiglu_backward(Matrix<T> dgate_up, Matrix<T> dy, Matrix<T> gate_up) {
-    require(same_shape(dgate_up, gate_up) && has_shape(gate_up, dy.rows, 2 * dy.cols),
-            ExitCode::internal, "swiglu_backward: dgate_up is {} x {}, dy {} x {}, gate_up {} x {}",
-            dgate_up.rows, dgate_up.cols, dy.rows, dy.cols, gate_up.rows, gate_up.cols);
+    check_swiglu_backward(dgate_up, dy, gate_up);
     std::int64_t const width = dy.cols;
 #pragma omp parallel for schedule(static) if (dy.rows * width >= parallel_elements)
     for (std::int64_t s = 0; s < dy.rows; ++s) {

@@ -69,9 +69,7 @@ struct SwigluBackward {
 }  // namespace
 
 void swiglu_forward(Device const& d, Tensor y, Tensor gate_up) {
-    require(shape_is(gate_up, y.rows, 2 * y.cols), ExitCode::internal,
-            "swiglu_forward: y is {} x {}, gate_up {} x {}", y.rows, y.cols, gate_up.rows,
-            gate_up.cols);
+    check_swiglu_forward(y, gate_up);
     with_type(y.dtype, [&](auto type) {
         using T = decltype(type);
         with_lanes<wide<T>>({y, gate_up}, [&](auto lanes) {
@@ -82,9 +80,7 @@ void swiglu_forward(Device const& d, Tensor y, Tensor gate_up) {
 }
 
 void swiglu_backward(Device const& d, Tensor dgate_up, Tensor dy, Tensor gate_up) {
-    require(equal_shapes(dgate_up, gate_up) && shape_is(gate_up, dy.rows, 2 * dy.cols),
-            ExitCode::internal, "swiglu_backward: dgate_up is {} x {}, dy {} x {}, gate_up {} x {}",
-            dgate_up.rows, dgate_up.cols, dy.rows, dy.cols, gate_up.rows, gate_up.cols);
+    check_swiglu_backward(dgate_up, dy, gate_up);
     with_type(dy.dtype, [&](auto type) {
         using T = decltype(type);
         with_lanes<wide<T>>({dgate_up, dy, gate_up}, [&](auto lanes) {

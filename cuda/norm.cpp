@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/layers.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/shape.hpp"
 
 namespace cpstep {
@@ -48,18 +49,13 @@ void add_weight_gradient(Matrix<T> dw, Matrix<T> dy, Matrix<T> x, Matrix<T> rstd
 template <class T>
 void rmsnorm_forward(Matrix<T> y, Matrix<T> rstd, Matrix<T> x, Matrix<T> delta, Matrix<T> w,
                      T eps) {
-    require(same_shape(y, x) && has_shape(rstd, x.rows, 1) && has_shape(w, 1, x.cols) &&
-                (delta.empty() || same_shape(delta, x)),
-            ExitCode::internal,
-            "rmsnorm_forward: y is {} x {}, rstd {} x {}, x {} x {}, delta {} x {}, w {} x {}",
-            y.rows, y.cols, rstd.rows, rstd.cols, x.rows, x.cols, delta.rows, delta.cols, w.rows,
-            w.cols);
+    check_rmsnorm_forward(y, rstd, x, delta, w);
     std::int64_t const h = x.cols;
 #pragma omp parallel for schedule(static) if (x.rows * h >= parallel_elements)
     for (std::int64_t s = 0; s < x.rows; ++s) {
         T* const x_row = x.row(s);
         T* const y_row = y.row(s);
-        if (!delta.empty()) {
+        if (!delta.absent()) {
             T const* const delta_row = delta.row(s);
             for (std::int64_t c = 0; c < h; ++c) {
                 x_row[c] += delta_row[c];
@@ -81,13 +77,7 @@ void rmsnorm_forward(Matrix<T> y, Matrix<T> rstd, Matrix<T> x, Matrix<T> delta, 
 template <class T>
 void rmsnorm_backward(Matrix<T> dx, Matrix<T> dw, Matrix<T> dy, Matrix<T> x, Matrix<T> w,
                       Matrix<T> rstd) {
-    require(same_shape(dx, x) && same_shape(dy, x) && has_shape(w, 1, x.cols) &&
-                same_shape(dw, w) && has_shape(rstd, x.rows, 1),
-            ExitCode::internal,
-            "rmsnorm_backward: dx is {} x {}, dw {} x {}, dy {} x {}, x {} x {}, w {} x {}, "
-            "rstd {} x {}",
-            dx.rows, dx.cols, dw.rows, dw.cols, dy.rows, dy.cols, x.rows, x.cols, w.rows, w.cols,
-            rstd.rows, rstd.cols);
+    check_rmsnorm_backward(dx, dw, dy, x, w, rstd);
     std::int64_t const h = x.cols;
 #pragma omp parallel for schedule(static) if (x.rows * h >= parallel_elements)
     for (std::int64_t s = 0; s < x.rows; ++s) {

@@ -241,12 +241,10 @@ void launch_backward(Device const& d, Matrix<T> dx, float* dw, Matrix<T> dy, Mat
 
 void rmsnorm_forward(Device const& d, Tensor y, Tensor rstd, Tensor x, Tensor from, Tensor delta,
                      Tensor w, double eps) {
-    require(equal_shapes(y, x) && shape_is(rstd, x.rows, 1) && shape_is(w, 1, x.cols) &&
-                (delta.absent() || (equal_shapes(delta, x) && equal_shapes(from, x))),
-            ExitCode::internal,
-            "rmsnorm_forward: y is {} x {}, rstd {} x {}, x {} x {}, delta {} x {}, w {} x {}",
-            y.rows, y.cols, rstd.rows, rstd.cols, x.rows, x.cols, delta.rows, delta.cols, w.rows,
-            w.cols);
+    check_rmsnorm_forward(y, rstd, x, delta, w);
+    require(delta.absent() || same_shape(from, x), ExitCode::internal,
+            "rmsnorm_forward: the residual sum before is {} x {}, x {} x {}", from.rows, from.cols,
+            x.rows, x.cols);
     if (x.elements() == 0) {
         return;
     }
@@ -265,13 +263,7 @@ void rmsnorm_forward(Device const& d, Tensor y, Tensor rstd, Tensor x, Tensor fr
 
 void rmsnorm_backward(Device const& d, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
                       Tensor rstd) {
-    require(equal_shapes(dx, x) && equal_shapes(dy, x) && shape_is(w, 1, x.cols) &&
-                equal_shapes(dw, w) && shape_is(rstd, x.rows, 1),
-            ExitCode::internal,
-            "rmsnorm_backward: dx is {} x {}, dw {} x {}, dy {} x {}, x {} x {}, w {} x {}, "
-            "rstd {} x {}",
-            dx.rows, dx.cols, dw.rows, dw.cols, dy.rows, dy.cols, x.rows, x.cols, w.rows, w.cols,
-            rstd.rows, rstd.cols);
+    check_rmsnorm_backward(dx, dw, dy, x, w, rstd);
     if (x.elements() == 0) {
         return;
     }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/fault.hpp"
+#include "cuda/operands.hpp"
 
 // Rows are few and cheap: all arithmetic is in double, so exp(-d) - 1 + d and the sums lose
 // nothing.
@@ -139,36 +140,16 @@ void add_sums(Matrix<T> column, Sums const& sums) {
 }
 
 template <class T>
-void check_inputs(Matrix<T> d_seq_kl, Matrix<T> metrics, PolicyRows<T> const& rows,
-                  PolicyLossOptions const& options) {
-    std::int64_t const n = rows.log_probs.rows;
-    bool const closed_form = !rows.factor_mean.empty();
-    std::int64_t const sequence_rows = closed_form ? rows.factor_mean.rows : d_seq_kl.rows;
-    require(metrics.rows == metric_count && sequence_rows == rows.weight.rows, ExitCode::internal,
-            "policy loss: {} metrics and {} sequence {} for {} samples", metrics.rows,
-            sequence_rows, closed_form ? "factors" : "gradients", rows.weight.rows);
-    require(rows.old_log_probs.rows == n && rows.entropy.rows == n && rows.advantages.rows == n &&
-                rows.mask.rows == n && rows.sample.rows == n &&
-                rows.seq_kl.rows == rows.weight.rows,
-            ExitCode::internal, "policy loss: the columns of its {} rows differ in length", n);
-    bool const no_ref = rows.ref_log_probs.empty() && !options.use_kl_loss;
-    require(n == 0 || no_ref || rows.ref_log_probs.rows == n, ExitCode::internal,
-            "policy loss: {} reference log-probs for {} rows", rows.ref_log_probs.rows, n);
-    require(n == 0 || !options.use_tis || rows.rollout_log_probs.rows == n, ExitCode::internal,
-            "policy loss: TIS needs rollout log-probs of all {} rows", n);
-}
-
-template <class T>
 Token token_at(PolicyRows<T> const& rows, std::int64_t r, double advantage, double seq_kl,
                PolicyLossOptions const& options) {
     return {
         .now = static_cast<double>(*rows.log_probs.row(r)),
         .old = static_cast<double>(*rows.old_log_probs.row(r)),
-        .ref = rows.ref_log_probs.empty() ? 0.0 : static_cast<double>(*rows.ref_log_probs.row(r)),
+        .ref = rows.ref_log_probs.absent() ? 0.0 : static_cast<double>(*rows.ref_log_probs.row(r)),
         .rollout = options.use_tis ? static_cast<double>(*rows.rollout_log_probs.row(r)) : 0.0,
         .advantage = advantage,
         .seq_kl = seq_kl,
-        .factor_mean = rows.factor_mean.empty()
+        .factor_mean = rows.factor_mean.absent()
                            ? std::optional<double>()
                            : static_cast<double>(*rows.factor_mean.row(*rows.sample.row(r)))};
 }
@@ -182,7 +163,7 @@ bool needs_sequence_kl(PolicyLossOptions const& options) {
 template <class T>
 void sequence_kl_partial(Matrix<T> partial, Matrix<T> factor_partial, Matrix<T> mask_sum,
                          PolicyRows<T> const& rows, PolicyLossOptions const& options) {
-    bool const want_factors = !factor_partial.empty();
+    bool const want_factors = !factor_partial.absent();
     bool const tis = want_factors && options.use_tis;
     std::int64_t const n = rows.log_probs.rows;
     require(n == 0 || !tis || rows.rollout_log_probs.rows == n, ExitCode::internal,
@@ -217,7 +198,7 @@ void sequence_kl_partial(Matrix<T> partial, Matrix<T> factor_partial, Matrix<T> 
 template <class T>
 void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl, Matrix<T> metrics,
                  PolicyRows<T> const& rows, PolicyLossOptions const& options) {
-    check_inputs(d_seq_kl, metrics, rows, options);
+    check_policy_loss(d_seq_kl, metrics, rows, options);
     std::array<double, metric_count> sums{};
     std::vector<double> d_k(static_cast<std::size_t>(rows.weight.rows));
     bool const count_masked_entropy = planted(Fault::entropy_of_masked_rows);
@@ -238,7 +219,7 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
         }
         Token const token = token_at(rows, r, advantage, seq_kl, options);
         PolicyTerm const pg = policy_term(token, options);
-        Term const kl = rows.ref_log_probs.empty() ? Term{} : kl_term(token, options);
+        Term const kl = rows.ref_log_probs.absent() ? Term{} : kl_term(token, options);
         double const kl_coef = options.use_kl_loss ? options.kl_loss_coef : 0.0;
         sums[metric_pg_loss] += weight * pg.value;
         sums[metric_kl_loss] += weight * kl.value;
@@ -250,7 +231,7 @@ void policy_loss(Matrix<T> d_log_probs, Matrix<T> d_entropy, Matrix<T> d_seq_kl,
         *d_entropy.row(r) = static_cast<T>(-options.entropy_coef * weight);
         d_k[j] += weight * pg.d_seq_kl;
     }
-    if (rows.factor_mean.empty()) {
+    if (rows.factor_mean.absent()) {
         add_sums(d_seq_kl, d_k);
     }
     add_sums(metrics, sums);

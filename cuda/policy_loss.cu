@@ -320,25 +320,6 @@ __global__ void __launch_bounds__(loss_threads)
     }
 }
 
-void check_inputs(Tensor d_seq_kl, Tensor metrics, PolicyTensors const& rows,
-                  PolicyLossOptions const& options) {
-    std::int64_t const n = rows.log_probs.rows;
-    bool const closed_form = !rows.factor_mean.absent();
-    std::int64_t const sequence_rows = closed_form ? rows.factor_mean.rows : d_seq_kl.rows;
-    require(metrics.rows == metric_count && sequence_rows == rows.weight.rows, ExitCode::internal,
-            "policy loss: {} metrics and {} sequence {} for {} samples", metrics.rows,
-            sequence_rows, closed_form ? "factors" : "gradients", rows.weight.rows);
-    require(rows.old_log_probs.rows == n && rows.entropy.rows == n && rows.advantages.rows == n &&
-                rows.mask.rows == n && rows.sample.rows == n &&
-                rows.seq_kl.rows == rows.weight.rows,
-            ExitCode::internal, "policy loss: the columns of its {} rows differ in length", n);
-    bool const no_ref = rows.ref_log_probs.absent() && !options.use_kl_loss;
-    require(n == 0 || no_ref || rows.ref_log_probs.rows == n, ExitCode::internal,
-            "policy loss: {} reference log-probs for {} rows", rows.ref_log_probs.rows, n);
-    require(n == 0 || !options.use_tis || rows.rollout_log_probs.rows == n, ExitCode::internal,
-            "policy loss: TIS needs rollout log-probs of all {} rows", n);
-}
-
 }  // namespace
 
 void sequence_kl_partial(Device const& d, Tensor partial, Tensor factor_partial, Tensor mask_sum,
@@ -363,7 +344,7 @@ void sequence_kl_partial(Device const& d, Tensor partial, Tensor factor_partial,
 
 void policy_loss(Device const& d, Tensor d_log_probs, Tensor d_entropy, Tensor d_seq_kl,
                  Tensor metrics, PolicyTensors const& rows, PolicyLossOptions const& options) {
-    check_inputs(d_seq_kl, metrics, rows, options);
+    check_policy_loss(d_seq_kl, metrics, rows, options);
     std::int64_t const n = rows.log_probs.rows;
     if (n == 0) {
         return;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/layers.hpp"
+#include "cuda/operands.hpp"
 #include "cuda/shape.hpp"
 
 namespace cpstep {
@@ -40,10 +41,7 @@ void rotate_row(T* row, std::int64_t heads, std::int64_t half, T const* cosine, 
 template <class T>
 void rope(Matrix<T> x, Matrix<std::int32_t> positions, std::int64_t head_dim, double theta,
           Rotation direction) {
-    require(head_dim > 0 && head_dim % 2 == 0 && x.cols % head_dim == 0 &&
-                has_shape(positions, x.rows, 1),
-            ExitCode::internal, "rope: x is {} x {}, positions {} x {}, head size {}", x.rows,
-            x.cols, positions.rows, positions.cols, head_dim);
+    check_rope(x, positions, head_dim);
     std::int64_t const half = head_dim / 2;
     std::int64_t const heads = x.cols / head_dim;
     std::vector<double> const frequency = inverse_frequencies(head_dim, theta);

@@ -100,10 +100,7 @@ void launch_rope(Device const& d, Matrix<T> x, Matrix<std::int32_t> positions,
 
 void rope(Device const& d, Tensor x, Tensor positions, std::int64_t head_dim, double theta,
           Rotation direction) {
-    require(head_dim > 0 && head_dim % 2 == 0 && x.cols % head_dim == 0 &&
-                shape_is(positions, x.rows, 1),
-            ExitCode::internal, "rope: x is {} x {}, positions {} x {}, head size {}", x.rows,
-            x.cols, positions.rows, positions.cols, head_dim);
+    check_rope(x, positions, head_dim);
     require(head_dim <= most_head_dim, ExitCode::input_data,
             "a head size of {} is more than the {} that rope on a device takes", head_dim,
             most_head_dim);

@@ -121,8 +121,8 @@ void copy_equal_types(Device const& d, Tensor dst, Tensor src) {
 }  // namespace
 
 void copy(Device const& d, Tensor dst, Tensor src) {
-    require(equal_shapes(dst, src), ExitCode::internal, "copy: dst is {} x {}, src {} x {}",
-            dst.rows, dst.cols, src.rows, src.cols);
+    require(same_shape(dst, src), ExitCode::internal, "copy: dst is {} x {}, src {} x {}", dst.rows,
+            dst.cols, src.rows, src.cols);
     if (dst.elements() == 0) {
         return;
     }
@@ -158,7 +158,7 @@ void zero(Device const& d, Tensor dst) {
 }
 
 void add(Device const& d, Tensor dst, Tensor src) {
-    require(equal_shapes(dst, src) && dst.dtype == DType::f32, ExitCode::internal,
+    require(same_shape(dst, src) && dst.dtype == DType::f32, ExitCode::internal,
             "add: dst is {} x {}, src {} x {}, or dst is not f32", dst.rows, dst.cols, src.rows,
             src.cols);
     if (dst.contiguous() && src.contiguous()) {
@@ -175,9 +175,7 @@ void add(Device const& d, Tensor dst, Tensor src) {
 }
 
 void gather_rows(Device const& d, Tensor dst, Tensor src, Tensor index) {
-    require(dst.cols == src.cols && shape_is(index, dst.rows, 1), ExitCode::internal,
-            "gather_rows: dst is {} x {}, src {} x {}, index {} x {}", dst.rows, dst.cols, src.rows,
-            src.cols, index.rows, index.cols);
+    check_gather_rows(dst, src, index);
     with_type(dst.dtype, [&](auto type) {
         using T = decltype(type);
         with_lanes<wide<T>>({dst, src}, [&](auto lanes) {
@@ -189,9 +187,7 @@ void gather_rows(Device const& d, Tensor dst, Tensor src, Tensor index) {
 }
 
 void scatter_add_rows(Device const& d, Tensor dst, Tensor src, Tensor index) {
-    require(dst.cols == src.cols && shape_is(index, src.rows, 1), ExitCode::internal,
-            "scatter_add_rows: dst is {} x {}, src {} x {}, index {} x {}", dst.rows, dst.cols,
-            src.rows, src.cols, index.rows, index.cols);
+    check_scatter_add_rows(dst, src, index);
     with_type(dst.dtype, [&](auto type) {
         using T = decltype(type);
         with_lanes<wide<T>>({dst, src}, [&](auto lanes) {

@@ -14,13 +14,14 @@ inline constexpr std::int64_t parallel_elements = 16384;
 /// of each sum, and with it every bit, is the same for any number of threads.
 inline constexpr std::int64_t column_block = 64;
 
+/// Of views of the host (Matrix) or of a device (Tensor).
 template <class A, class B>
-bool same_shape(Matrix<A> a, Matrix<B> b) {
+bool same_shape(A a, B b) {
     return a.rows == b.rows && a.cols == b.cols;
 }
 
-template <class T>
-bool has_shape(Matrix<T> a, std::int64_t rows, std::int64_t cols) {
+template <class A>
+bool has_shape(A a, std::int64_t rows, std::int64_t cols) {
     return a.rows == rows && a.cols == cols;
 }
 

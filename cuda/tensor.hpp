@@ -36,7 +36,7 @@ struct Matrix {
     std::int64_t stride = 0;
 
     T* row(std::int64_t i) const { return data + i * stride; }
-    bool empty() const { return data == nullptr; }
+    bool absent() const { return data == nullptr; }
 };
 
 /// A view of `rows` x `cols` elements in a backend's memory, row i at data + i*stride elements.

@@ -4,9 +4,9 @@
 #include <chrono>
 #include <memory>
 #include <string_view>
-#include <thread>
 #include <vector>
 
+#include "cuda/poll.hpp"
 #include "mpi/comm.hpp"
 #include "mpi/world.hpp"
 
@@ -24,31 +24,6 @@ std::unique_ptr<Comm> make_staged_comm(Backend& backend, std::unique_ptr<Comm> h
 
 /// Throws the Error(communication) of a wait that took longer than `deadline`.
 [[noreturn]] void fail_timed_out(std::chrono::milliseconds deadline, std::string_view what);
-
-/// Calls done() until it is true; false once `deadline` has passed. Spins briefly for short
-/// messages, then gives the core away: with more ranks than cores a spinning rank slows the one it
-/// waits for.
-template <class Done>
-bool poll_until(Done const& done, std::chrono::milliseconds deadline) {
-    using namespace std::chrono_literals;
-    constexpr int spins = 200;
-    auto const start = std::chrono::steady_clock::now();
-    for (int polls = 0; !done(); ++polls) {
-        if (polls < spins) {
-            continue;
-        }
-        auto const waited = std::chrono::steady_clock::now() - start;
-        if (waited > deadline) {
-            return false;
-        }
-        if (waited < 5ms) {
-            std::this_thread::yield();
-        } else {
-            std::this_thread::sleep_for(50us);
-        }
-    }
-    return true;
-}
 
 /// Polls done() until it is true; past `deadline` throws an Error that names what(). When that or
 /// done() throws, `kept`, owners of memory that MPI may still use, are leaked on purpose.

@@ -66,27 +66,24 @@ class StagedComm final : public Comm {
 
     void do_all_gather(std::string_view label, Tensor recv, Tensor send,
                        std::span<std::int64_t const> rows) override {
-        Tensor const leaving = down(call_->send, send);
-        Tensor const arriving = call_->recv.like(recv);
-        through([&] { host_->all_gather(label, arriving, leaving, rows); });
-        up(recv, arriving);
+        move(recv, send, [&](Tensor arriving, Tensor leaving) {
+            host_->all_gather(label, arriving, leaving, rows);
+        });
     }
 
     void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
                                std::span<std::int64_t const> rows) override {
-        Tensor const leaving = down(call_->send, send);
-        Tensor const arriving = call_->recv.like(recv);
-        through([&] { host_->reduce_scatter_sum(label, arriving, leaving, rows); });
-        up(recv, arriving);
+        move(recv, send, [&](Tensor arriving, Tensor leaving) {
+            host_->reduce_scatter_sum(label, arriving, leaving, rows);
+        });
     }
 
     void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
                        std::span<std::int64_t const> send_elements,
                        std::span<std::int64_t const> recv_elements) override {
-        Tensor const leaving = down(call_->send, send);
-        Tensor const arriving = call_->recv.like(recv);
-        through([&] { host_->all_to_all(label, arriving, leaving, send_elements, recv_elements); });
-        up(recv, arriving);
+        move(recv, send, [&](Tensor arriving, Tensor leaving) {
+            host_->all_to_all(label, arriving, leaving, send_elements, recv_elements);
+        });
     }
 
     int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
@@ -120,6 +117,15 @@ class StagedComm final : public Comm {
         in_call_ = true;
         call();
         in_call_ = false;
+    }
+
+    /// A collective from `send` to `recv` by way of the host.
+    template <class Call>
+    void move(Tensor recv, Tensor send, Call const& call) {
+        Tensor const leaving = down(call_->send, send);
+        Tensor const arriving = call_->recv.like(recv);
+        through([&] { call(arriving, leaving); });
+        up(recv, arriving);
     }
 
     Tensor down(Staging& staging, Tensor tensor) {
