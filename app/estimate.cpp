@@ -29,7 +29,8 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
     MemoryRule const rule = backend != nullptr ? memory_rule(*backend) : MemoryRule{};
     MemoryEstimate estimate;
     estimate.state = TrainStep::state_bytes(layout.size, ref, rule.dtype);
-    estimate.copy = 4 * layout.size;
+    // As the trainer's floats, and for upload in a shorter type.
+    estimate.copy = layout.size * (4 + (rule.dtype == DType::f32 ? 0 : 2));
     estimate.results = std::ssize(plans) * 4 * (2 * layout.size);
     for (int rank = 0; rank < plans.front().grid.world; ++rank) {
         ModelCapacity capacity;

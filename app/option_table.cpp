@@ -99,10 +99,12 @@ std::vector<OptionSpec> rollout_options() {
 }
 
 std::vector<OptionSpec> algorithm_options() {
-    auto const loss = [](auto PolicyLossOptions::* member) {
-        return [member](Options& o) -> auto& { return o.loss.*member; };
+    auto const loss = [](auto PolicyLossOptions::*member) {
+        return [member](Options & o) -> auto& {
+            return o.loss.*member;
+        };
     };
-    auto const loss_flag = [](bool PolicyLossOptions::* member) {
+    auto const loss_flag = [](bool PolicyLossOptions::*member) {
         return [member](Options& o, bool value) { o.loss.*member = value; };
     };
     OptionSpec high = real("eps-clip-high", "ratio up to 1+X", kNotNegative,
@@ -138,7 +140,7 @@ std::vector<OptionSpec> algorithm_options() {
 }
 
 std::vector<OptionSpec> optimizer_options() {
-    auto const adam = [](double AdamWOptions::* member) {
+    auto const adam = [](double AdamWOptions::*member) {
         return [member](Options& o) -> double& { return o.adamw.*member; };
     };
     return {
@@ -216,6 +218,11 @@ std::vector<OptionSpec> measurement_options() {
         integer("warmup-steps", "untimed", kNotNegative, &Options::warmup_steps),
         integer("blocks", "ABBA blocks, 0: no timing", kNotNegative, &Options::blocks),
         integer("block-steps", "steps a visit", kFromOne, &Options::block_steps),
+        choice("trace-detail", "of timed steps", {"auto", "layers", "passes", "off"},
+               [](Options& o, std::size_t i) {
+                   o.trace_detail =
+                       i == 0 ? std::nullopt : std::optional(static_cast<TraceDetail>(i - 1));
+               }),
         real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
     };
 }

@@ -13,6 +13,7 @@
 #include "cuda/adamw.hpp"
 #include "cuda/cuda_device.hpp"
 #include "cuda/policy_loss.hpp"
+#include "io/trace.hpp"
 #include "mpi/wires.hpp"
 
 namespace cpstep {
@@ -102,7 +103,8 @@ struct Options {
 
     // verification and measurement
     int warmup_steps = 2;
-    int blocks = 5;             ///< ABBA blocks; 0: no timing
+    int blocks = 5;                           ///< ABBA blocks; 0: no timing
+    std::optional<TraceDetail> trace_detail;  ///< of timed steps; none: the processor's
     int block_steps = 1;        ///< steps a variant at each of its two visits of a block
     double gate_ratio = 0.0;    ///< 0: off
     double comm_timeout = 120;  ///< seconds

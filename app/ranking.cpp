@@ -1,6 +1,7 @@
 #include "app/ranking.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "app/estimate.hpp"
@@ -41,7 +42,7 @@ VariantCost cost_of(Report const& report, VariantResult const& result) {
 
 /// Places from 1 in rising order of `key`.
 template <class Key>
-void place(std::vector<VariantCost>& costs, int VariantCost::* where, Key const& key) {
+void place(std::vector<VariantCost>& costs, int VariantCost::*where, Key const& key) {
     std::stable_sort(costs.begin(), costs.end(),
                      [&](VariantCost const& a, VariantCost const& b) { return key(a) < key(b); });
     for (std::size_t i = 0; i < costs.size(); ++i) {
@@ -97,14 +98,18 @@ std::string saving_text(LossSaving const& s) {
         "  loss: {:g} calls and {} a rank and step; {}: {:g} calls and {}\n",
         s.trainer, s.old_name, s.old_calls, human_bytes(static_cast<std::int64_t>(s.old_bytes)),
         s.new_name, s.new_calls, human_bytes(static_cast<std::int64_t>(s.new_bytes)));
-    if (s.ratio.blocks > 0) {
+    if (s.ratio.blocks == 0) {
+        return out;
+    }
+    if (!std::isnan(s.old_seconds)) {  // as with --trace-detail off
         fmt::format_to(std::back_inserter(out),
                        "  in loss calls {:.2f} ms, {:.1f} % of the step, against {:.2f} ms, waits "
-                       "included\n"
-                       "  step with {} / step with {}: {:.3f} ({:.3f} .. {:.3f}), {}\n",
-                       s.old_seconds * 1e3, s.old_share * 100, s.new_seconds * 1e3, s.new_name,
-                       s.old_name, s.ratio.ratio, s.ratio.low, s.ratio.high, step_words(s.ratio));
+                       "included\n",
+                       s.old_seconds * 1e3, s.old_share * 100, s.new_seconds * 1e3);
     }
+    fmt::format_to(std::back_inserter(out),
+                   "  step with {} / step with {}: {:.3f} ({:.3f} .. {:.3f}), {}\n", s.new_name,
+                   s.old_name, s.ratio.ratio, s.ratio.low, s.ratio.high, step_words(s.ratio));
     return out;
 }
 

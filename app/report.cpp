@@ -140,10 +140,13 @@ void timing_table(std::string& out, Report const& report) {
         std::string const ratio = i == 0 ? "1 (baseline)"
                                          : fmt::format("{:.3f} ({:.3f} .. {:.3f})", t.ratio.ratio,
                                                        t.ratio.low, t.ratio.high);
+        std::string const exposed = std::isnan(t.exposed_comm)  // --trace-detail off
+                                        ? "-"
+                                        : fmt::format("{:.2f}", t.exposed_comm * 1e3);
         fmt::format_to(std::back_inserter(out),
-                       "{:<{}} {:>5} {:>10.2f} {:>8.2f} {:>10.2f} {:>10.2f} {:>12.2f}  {:<22} {}\n",
+                       "{:<{}} {:>5} {:>10.2f} {:>8.2f} {:>10.2f} {:>10.2f} {:>12}  {:<22} {}\n",
                        t.name, width, t.steps, t.median * 1e3, t.mad * 1e3, t.low * 1e3,
-                       t.high * 1e3, t.exposed_comm * 1e3, ratio, gate_name(report.gates[i]));
+                       t.high * 1e3, exposed, ratio, gate_name(report.gates[i]));
     }
 }
 

@@ -49,6 +49,15 @@ bool is_bf16(float value) {
     return (std::bit_cast<std::uint32_t>(value) & 0xffffU) == 0;
 }
 
+/// Bits of values that are all is_bf16().
+std::vector<std::uint16_t> bf16_of(std::vector<float> const& values) {
+    std::vector<std::uint16_t> bits(values.size());
+    std::transform(values.begin(), values.end(), bits.begin(), [](float value) {
+        return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16U);
+    });
+    return bits;
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, double>> StepMetrics::named() const {
@@ -116,8 +125,7 @@ TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
     if (rounds()) {
         rounded_ = Buffer(backend, layout.size, 1, T, "compute weights");
         if (std::all_of(initial_.begin(), initial_.end(), is_bf16)) {
-            initial_rounded_ = Buffer(backend, layout.size, 1, T, "initial weights");
-            set_rounded(initial_rounded_, initial_);
+            initial_bf16_ = bf16_of(initial_);
         }
     }
 }
@@ -125,7 +133,7 @@ TrainStep::TrainStep(Backend& backend, Trace& trace, Options const& options,
 std::int64_t TrainStep::state_bytes(std::int64_t parameters, bool ref, DType dtype) {
     auto const T = static_cast<std::int64_t>(element_bytes(dtype));
     std::int64_t const floats = std::int64_t{4} * 4;  // weights, gradients, two moments
-    return parameters * (floats + (ref ? T : 0) + (dtype == DType::f32 ? 0 : 2 * T));
+    return parameters * (floats + (ref ? T : 0) + (dtype == DType::f32 ? 0 : T));
 }
 
 /// `values` in the type of `to`; the gradients serve as the way there.
@@ -158,21 +166,18 @@ void TrainStep::prepare(Variant& variant) {
 }
 
 void TrainStep::reset() {
-    set_weights(initial_);
+    if (!initial_bf16_.empty()) {
+        backend_.upload(rounded_, initial_bf16_.data());
+        backend_.copy(weights_, rounded_);
+    } else {
+        backend_.upload(weights_, initial_.data());
+        if (rounds()) {
+            backend_.copy(rounded_, weights_);
+        }
+    }
     backend_.zero(moment1_);
     backend_.zero(moment2_);
     backend_.synchronize();
-}
-
-void TrainStep::set_weights(std::vector<float> const& values) {
-    if (!initial_rounded_.tensor().absent() && &values == &initial_) {
-        backend_.copy(weights_, initial_rounded_);
-    } else {
-        backend_.upload(weights_, values.data());
-    }
-    if (rounds()) {
-        backend_.copy(rounded_, weights_);
-    }
 }
 
 StepMetrics TrainStep::run(Variant& variant) {
@@ -214,7 +219,7 @@ StepMetrics TrainStep::run_nudged(Variant& variant) {
 
 /// `pass` is "ref" or "old"; its log-probs go to `out` of every micro-batch, on loss rows.
 void TrainStep::log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
-                              Buffer BatchBuffers::* out) {
+                              Buffer BatchBuffers::*out) {
     Span const span = trace_.span(SpanKind::pass, pass + "_forward");
     ModelViews const views = make_views(layout_, weights);
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {

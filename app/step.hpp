@@ -66,19 +66,22 @@ class TrainStep {
     Tensor weights() const { return weights_; }      ///< (N,1), after the last step
     std::vector<float> const& initial_weights() const { return initial_; }
     StepShape const& shape() const { return shape_; }
-    bool on_device() const { return backend_.queues() != nullptr; }
+    /// Of timed steps: marks of every layer cost a device too much.
+    TraceDetail timed_detail() const {
+        return options_.trace_detail.value_or(backend_.queues() != nullptr ? TraceDetail::passes
+                                                                           : TraceDetail::layers);
+    }
     PolicyLossOptions const& loss_options() const { return options_.loss; }
 
     /// Bytes of weights, reference, gradients and moments in the backend's memory. With a compute
-    /// type below f32: master weights f32, and rounded weights, initial ones and the reference.
+    /// type below f32: master weights f32, and rounded weights and the reference of that type.
     static std::int64_t state_bytes(std::int64_t parameters, bool ref, DType dtype);
 
   private:
     void log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
-                       Buffer BatchBuffers::* out);
+                       Buffer BatchBuffers::*out);
     void perturb_old(Variant& variant);
     void whiten_advantages(Variant& variant);
-    void set_weights(std::vector<float> const& values);
     void set_rounded(Tensor to, std::vector<float> const& values);
     Tensor compute_weights() const { return rounded_.tensor().absent() ? weights_ : rounded_; }
     bool rounds() const { return backend_.compute_dtype() != DType::f32; }
@@ -94,9 +97,9 @@ class TrainStep {
     StepShape shape_;
     Model model_;
     std::vector<float> initial_;
+    std::vector<std::uint16_t> initial_bf16_;         // the same where bf16 holds it, else empty
     Buffer weights_, gradients_, moment1_, moment2_;  // (N,1) f32
     Buffer ref_, rounded_;                            // (N,1) of the compute type
-    Buffer initial_rounded_;                          // (N,1) where it holds `initial_` exactly
     Buffer metrics_;                                  // (metric_count + 1,1): the norm last
 };
 

@@ -58,16 +58,19 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
     step.reset();
     variant.grid().clear_ledger();
     world.barrier();
-    bool const lean = block >= 0 && step.on_device();
-    trace.begin_step(variant.name(), lean ? Trace::Detail::passes : Trace::Detail::layers);
+    TraceDetail const detail = block >= 0 ? step.timed_detail() : TraceDetail::layers;
+    trace.begin_step(variant.name(), detail);
     std::int64_t const begin = now_ns();
     StepMetrics const result = step.run(variant);
     std::int64_t const end = now_ns();
     trace.end_step();
     StepTime time{.variant = variant.name(), .block = block, .loss = result.loss};
     time.seconds = world.max(static_cast<double>(end - begin) * 1e-9);
-    time.exposed_comm = world.max(static_cast<double>(exposed_comm_ns(trace.last_step())) * 1e-9);
-    time.loss_comm = world.max(loss_comm_seconds(trace));
+    if (detail != TraceDetail::off) {
+        time.exposed_comm =
+            world.max(static_cast<double>(exposed_comm_ns(trace.last_step())) * 1e-9);
+        time.loss_comm = world.max(loss_comm_seconds(trace));
+    }
     if (metrics != nullptr) {
         *metrics = result;
     }

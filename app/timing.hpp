@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,8 +21,9 @@ struct StepTime {
     std::string variant;
     int block = -1;  ///< -1: warm-up
     double seconds = 0;
-    double exposed_comm = 0;  ///< seconds, max over ranks
-    double loss_comm = 0;     ///< seconds in calls labelled "loss.", max over ranks
+    /// Seconds, max over ranks; NaN without a trace.
+    double exposed_comm = std::numeric_limits<double>::quiet_NaN();
+    double loss_comm = exposed_comm;  ///< in calls labelled "loss."
     double loss = 0;
 };
 

@@ -173,7 +173,8 @@ Trace::Trace(std::filesystem::path const& output, RankFileInfo const& info,
 /// Passes of layers, and their leaves, are the detail.
 bool Trace::keeps(SpanKind kind, std::string_view name) const {
     bool const detail = kind == SpanKind::compute || name.starts_with("layer.");
-    return in_step_ && (detail_ == Detail::layers || !detail);
+    return in_step_ &&
+           (detail_ == TraceDetail::layers || (detail_ == TraceDetail::passes && !detail));
 }
 
 std::uint32_t Trace::name_id(std::string_view name) {
@@ -201,6 +202,9 @@ void Trace::add(SpanKind kind, std::int16_t stream, std::uint32_t name, Mark beg
 }
 
 void Trace::on_comm(CommRecord const& record) {
+    if (!wants_times()) {
+        return;
+    }
     std::uint32_t const name = name_id(record.label);
     add(SpanKind::comm, comm_stream, name, record.posted, record.done,
         static_cast<std::uint64_t>(record.bytes), record.peer);
@@ -221,7 +225,7 @@ void Trace::resolve_marks() {
     }
 }
 
-void Trace::begin_step(std::string_view variant, Detail detail) {
+void Trace::begin_step(std::string_view variant, TraceDetail detail) {
     require(!in_step_, ExitCode::internal, "step {} begun twice", step_);
     events_.clear();
     variant_ = variant;

@@ -55,6 +55,10 @@ struct ShardIndex {
     std::vector<std::int64_t> rows;
 };
 
+/// How much of a step is kept. A mark costs a device 2 us, which layers add up to some per cent of
+/// a step; passes alone have no leaves on stream 0 but waits. off: the step and nothing in it.
+enum class TraceDetail : std::uint8_t { layers, passes, off };
+
 class Trace;
 
 /// Ends its span when destroyed, unless an exception unwinds.
@@ -90,14 +94,10 @@ class Trace final : public CommObserver {
 
     Span span(SpanKind kind, std::string_view name) { return {this, kind, name}; }
     void on_comm(CommRecord const& record) override;
-    bool wants_times() const override { return in_step_; }
-
-    /// How much of a step is kept. A mark costs a device 2 us, which layers add up to some per cent
-    /// of a step; passes alone have no leaves on stream 0 but waits.
-    enum class Detail : std::uint8_t { layers, passes };
+    bool wants_times() const override { return in_step_ && detail_ != TraceDetail::off; }
 
     /// Steps are numbered from 0; `variant` is stored in /steps.
-    void begin_step(std::string_view variant, Detail detail = Detail::layers);
+    void begin_step(std::string_view variant, TraceDetail detail = TraceDetail::layers);
     /// Writes and flushes the step's events; outside timed code.
     void end_step();
     void write_shard(std::string const& path, std::span<float const> data);
@@ -125,7 +125,7 @@ class Trace final : public CommObserver {
     std::vector<Event> events_, last_step_;  // of the step at hand: marks in place of times
     std::uint32_t step_ = 0;
     bool in_step_ = false;  // outside of steps nothing is kept
-    Detail detail_ = Detail::layers;
+    TraceDetail detail_ = TraceDetail::layers;
     std::string variant_;
     std::int64_t step_begin_ns_ = 0;
     std::int64_t event_count_ = 0;
@@ -139,7 +139,7 @@ std::vector<H5Column> step_columns();
 std::string rank_file_name(int rank);
 
 /// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one
-/// step. In a step of Detail::passes, which has no compute spans: not covered by anything but
+/// step. In a step of TraceDetail::passes, which has no compute spans: not covered by anything but
 /// waits, since stream 0 computes where it does not wait.
 std::int64_t exposed_comm_ns(std::vector<Event> const& events);
 

@@ -1,10 +1,12 @@
 #!/bin/bash
 # gpu.sh SECTION...: all that needs a GPU, in sections of under ten minutes; each ends with a short table.
-#   tests     every test that asks for a device; those of several ranks on 1 to 4
+#   tests     every test that asks for a device, those of several ranks on 1 to 4; failures under way
 #   golden    golden data, float32 and bf16, on 1, 2 and 4 ranks, over each wire
 #   selftest  planted faults on 2, 3 and 4 ranks
 #   sizes     inputs/qwen2.5-0.5b-*.ini, CP=2 against CP=1
 #   speed     forward + backward and the whole step beside PyTorch; share and floor of each phase
+#   trace     what tracing costs a step, CP=1 and CP=2
+#   attention calls of a CP=2 rank against the whole sequence's, without wires
 #   sanitize  compute-sanitizer's memcheck, racecheck and initcheck on the smoke run
 #   all       these, each with its own limit
 # Environment: BUILD (build/cuda; made if it holds no program), OUT (out/gpu: SECTION.log, SECTION.tgz), LIMIT (seconds
@@ -41,7 +43,7 @@ record() {
 
 # What a command said last of its outcome: Boost.Test, golden.py, the self-test, a verdict, an error.
 outcome() {
-    grep -aE '^(\*\*\*|golden:|self-test:|verdict:|cpstep: |[A-Za-z.]*Error)' "$1" | tail -1 | cut -c1-100
+    grep -aE '^(\*\*\*|golden:|self-test:|verdict:|cpstep: |[0-9]+ passed, |[A-Za-z.]*Error)' "$1" | tail -1 | cut -c1-100
 }
 
 # run NAME COMMAND...: runs it within what is left of the section's time; log and row. The row is all that fails.
@@ -96,6 +98,7 @@ section_tests() {
             run "$stem" "$build/bin/$stem"
         fi
     done
+    run failures "$python" tests/gpu_failures.py "$program" "$mpirun" .
 }
 
 golden_run() {  # RANKS PRECISION WIRE
@@ -171,6 +174,24 @@ section_speed() {
     table speed "$model/config.json"
 }
 
+# On, off, off, on: a card that warms up or slows down does so for both.
+section_trace() {
+    local turn
+    device_options "$ranks" bf16 ipc
+    for turn in passes-1 off-1 off-2 passes-2; do
+        launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-loss-comm scalar --warmup-steps 3 --blocks 8 \
+            --trace-detail "${turn%-*}" --quiet --output "$tmp/run" "${device[@]}"
+        run "$turn" "${launched[@]}"
+        keep "$turn" "$tmp/run"
+    done
+    table trace
+}
+
+section_attention() {
+    run attention "$build/bin/bench_attention"
+    cp "$tmp/last" "$tmp/table"
+}
+
 # Errors in the ranks' logs of one sanitizer run, and how many of them name a kernel of ours; no summary is an error.
 sanitizer_errors() {
     local file total=0 ours found
@@ -182,8 +203,10 @@ sanitizer_errors() {
     echo "$total errors, $ours places in kernels of cpstep"
 }
 
-# Races are looked for in our kernels; reads of uninitialised memory in all, since libraries write what ours read. With
-# ipc a rank reads what a peer wrote, which initcheck cannot see.
+# Races are looked for in our kernels, on fewer samples since each access is followed; reads of uninitialised memory in
+# all, since libraries write what ours read. With ipc a rank reads what a peer wrote, which initcheck cannot see. Heads of
+# the smoke run's model are too small for cuDNN; its start-up test reads workspace of its own that nothing wrote, so only
+# memcheck has it.
 sanitize_run() {  # TOOL PRECISION WIRE
     local name="$1, $2, $3" checks=() rank note
     if ! [[ $name =~ $only ]]; then return; fi
@@ -192,6 +215,8 @@ sanitize_run() {  # TOOL PRECISION WIRE
         racecheck) checks=(--kernel-name kns=cpstep) ;;
     esac
     device_options "$ranks" "$2" "$3"
+    [ "$1" = memcheck ] || device+=(--attention-backend reference)
+    [ "$1" != racecheck ] || device+=(--rollout-batch-size 2 --global-batch-size 4 --rollout-max-response-len 16)
     rm -f "$tmp"/sanitizer.*.log
     launch "$ranks" "$sanitizer" --tool "$1" "${checks[@]}" --error-exitcode 99 \
         --log-file "$tmp/sanitizer.%q{OMPI_COMM_WORLD_RANK}.log" "$program" run --config inputs/smoke.ini \
@@ -249,13 +274,13 @@ section() {
 sections=()
 for word in "$@"; do
     case $word in
-        tests | golden | selftest | sizes | speed | sanitize) sections+=("$word") ;;
-        all) sections+=(tests golden selftest sizes speed sanitize) ;;
+        tests | golden | selftest | sizes | speed | trace | attention | sanitize) sections+=("$word") ;;
+        all) sections+=(tests golden selftest sizes speed trace attention sanitize) ;;
         *) sections=(); break ;;
     esac
 done
 if [ ${#sections[@]} -eq 0 ]; then
-    sed -n '2,9s/^# //p' "$0" >&2
+    sed -n '2,11s/^# //p' "$0" >&2
     exit 2
 fi
 

@@ -5,11 +5,13 @@ Prints one JSON object a line: versions, rates of the card, then a measurement a
 objects as one list. Random weights, random tokens, every token but the first is a response token.
 
 forward_backward: one sequence, -mean log p. step: reference and old log-probs without gradient, then forward and
-backward of every sample as a micro-batch of its own, GSPO and KL terms, gradient clipping, AdamW.
+backward of every sample as a micro-batch of its own, GSPO and KL terms, gradient clipping, AdamW. step_fp32_state: the
+same with the state of a trainer of mixed precision, as Megatron keeps it: bf16 weights, and in float32 the weights that
+AdamW updates, the gradients that micro-batches add up, and the moments.
 
-Choices, each the cheaper one for this side: weights, gradients and moments are bf16 (the usual eager trainer keeps no
-float32 master weights), AdamW is the fused one, the reference model is the policy itself, no entropy term. As trainers
-do, logits are converted to float32 before the log-softmax. A size that does not fit the card's memory is reported so.
+Choices, each the cheaper one for this side: but for step_fp32_state weights, gradients and moments are bf16, AdamW is
+the fused one, the reference model is the policy itself, no entropy term. As trainers do, logits are converted to float32
+before the log-softmax. A size that does not fit the card's memory is reported so.
 """
 import argparse
 import gc
@@ -81,8 +83,59 @@ def policy_loss(new, old, ref, advantage):
     return policy + 0.01 * (torch.exp(-d) - 1 + d).clamp(-10, 10).mean()
 
 
-def training_step(model, optimizer, batch):
-    optimizer.zero_grad(set_to_none=True)
+class Bf16State:
+    """AdamW on the model's own weights and gradients."""
+
+    def __init__(self, model):
+        self.weights = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-6, weight_decay=0.1, fused=True)
+
+    def zero_grad(self):
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self):
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+
+    def close(self):
+        self.zero_grad()
+
+
+class Float32State(Bf16State):
+    """AdamW on float32 copies, whose gradients the model's are added to as they come."""
+
+    def __init__(self, model):
+        self.model_weights = list(model.parameters())
+        self.weights = [weight.detach().float().requires_grad_() for weight in self.model_weights]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-6, weight_decay=0.1, fused=True)
+        self.hooks = [own.register_post_accumulate_grad_hook(self.adder(weight))
+                      for own, weight in zip(self.model_weights, self.weights)]
+
+    @staticmethod
+    def adder(weight):
+        def add(own):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad += own.grad
+            own.grad = None
+        return add
+
+    @torch.no_grad()
+    def update(self):
+        super().update()
+        torch._foreach_copy_(self.model_weights, self.weights)
+
+    def close(self):
+        self.zero_grad()
+        for hook in self.hooks:
+            hook.remove()
+
+
+STATES = {"forward_backward": Bf16State, "step": Bf16State, "step_fp32_state": Float32State}
+
+
+def training_step(model, state, batch):
+    state.zero_grad()
     with torch.no_grad():
         ref = [log_probs(model, tokens) for tokens in batch]
         old = [log_probs(model, tokens) for tokens in batch]
@@ -91,21 +144,19 @@ def training_step(model, optimizer, batch):
         loss = policy_loss(log_probs(model, tokens), old[j], ref[j], 1.0 - 2.0 * (j % 2)) / len(batch)
         loss.backward()
         total += loss.detach()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    state.update()
     return total
 
 
-def repeated(model, kind, batch, repeats):
+def repeated(model, state, kind, batch, repeats):
     """Seconds of each repeat after the warm-up, and the last loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.1, fused=True)
     seconds = []
     for _ in range(WARM_UP + repeats):
-        if kind == "step":
-            took, loss = timed(lambda: training_step(model, optimizer, batch))
-        else:
-            model.zero_grad(set_to_none=True)
+        if kind == "forward_backward":
+            state.zero_grad()
             took, loss = timed(lambda: forward_backward(model, batch[0]))
+        else:
+            took, loss = timed(lambda: training_step(model, state, batch))
         seconds.append(took)
     return seconds[WARM_UP:], loss.item()
 
@@ -113,9 +164,10 @@ def repeated(model, kind, batch, repeats):
 def measure(model, kind, samples, length, repeats):
     entry = {"kind": kind, "shape": f"{samples}x{length}", "samples": samples, "tokens": length}
     torch.cuda.reset_peak_memory_stats()
+    state = STATES[kind](model)
     try:
         batch = torch.randint(0, model.config.vocab_size, (samples, length), device=DEVICE)
-        seconds, loss = repeated(model, kind, batch, repeats)
+        seconds, loss = repeated(model, state, kind, batch, repeats)
         entry.update(seconds=seconds, median_s=statistics.median(seconds), min_s=min(seconds), max_s=max(seconds),
                      loss=loss)
     except RuntimeError as error:  # cuBLAS has its own words for it
@@ -124,7 +176,8 @@ def measure(model, kind, samples, length, repeats):
         entry.update(out_of_memory=str(error).splitlines()[0])
     entry["peak_bytes"] = torch.cuda.max_memory_allocated()
     # Only here has the failed call's traceback, and with it its tensors, gone.
-    model.zero_grad(set_to_none=True)
+    state.close()
+    del state
     gc.collect()
     torch.cuda.empty_cache()
     return entry
@@ -163,8 +216,9 @@ def main():
     model = make_model(arguments.config)
     for length in FORWARD_BACKWARD_TOKENS:
         report(measure(model, "forward_backward", 1, length, repeats))
-    for samples, length in STEP_SHAPES:
-        report(measure(model, "step", samples, length, repeats))
+    for kind in ("step", "step_fp32_state"):
+        for samples, length in STEP_SHAPES:
+            report(measure(model, kind, samples, length, repeats))
     table(entries)
     broken = [e["shape"] for e in entries if not math.isfinite(e.get("loss", 0.0))]
     if broken:

@@ -193,6 +193,16 @@ def test_the_gate_passes_and_fails(program):
             expect(run["verdict"].attrs["exit_code"] == code, "the verdict of run.h5 differs")
 
 
+def test_steps_without_a_trace_are_timed_and_say_nothing_of_what_was_in_them(program):
+    output = program.path()
+    result = program.run("--config", "inputs/smoke.ini", "--blocks", "3", "--trace-detail", "off", "--output", output)
+    expect_code(result, 0)
+    for v, row in zip(summary_of(output)["variants"], section(result.out, "timing ")):
+        expect(row.split()[6] == "-", row)
+        expect(v["timing"]["exposed_comm_s"] is None and v["timing"]["rank0_phases_s"] == {}, v["timing"])
+    expect("nan" not in result.out, result.out)
+
+
 # The command line -----------------------------------------------------------------------------------------------------
 
 def test_the_trainers_launch_line_runs_and_is_found_vacuous(program):

@@ -125,7 +125,7 @@ BOOST_AUTO_TEST_CASE(a_step_of_passes_is_exposed_where_it_waits) {
     BOOST_TEST(exposed_comm_ns({comm(0, 100), wait(100, 100), event(SpanKind::pass, 0, 0, 200)}) ==
                0);
     Trace trace;
-    trace.begin_step("cp2", Trace::Detail::passes);
+    trace.begin_step("cp2", TraceDetail::passes);
     {
         Span const pass = trace.span(SpanKind::pass, "backward");
         Span const layer = trace.span(SpanKind::pass, "layer.attention");
@@ -135,11 +135,24 @@ BOOST_AUTO_TEST_CASE(a_step_of_passes_is_exposed_where_it_waits) {
     BOOST_REQUIRE_EQUAL(trace.last_step().size(), 2U);
     BOOST_TEST(trace.names().at(trace.last_step()[0].name) == "backward");
     trace.begin_step("cp2");
-    {
-        Span const leaf = trace.span(SpanKind::compute, "attention.forward");
-    }
+    { Span const leaf = trace.span(SpanKind::compute, "attention.forward"); }
     trace.end_step();
     BOOST_TEST(trace.last_step().size() == 2U);
+}
+
+BOOST_AUTO_TEST_CASE(a_step_without_a_trace_asks_for_no_times_and_has_its_own) {
+    Trace trace;
+    BOOST_TEST(!trace.wants_times());
+    trace.begin_step("cp2", TraceDetail::off);
+    BOOST_TEST(!trace.wants_times());
+    { Span const pass = trace.span(SpanKind::pass, "backward"); }
+    trace.on_comm(ring_record(1000, 1400, 1500));
+    trace.end_step();
+    BOOST_REQUIRE_EQUAL(trace.last_step().size(), 1U);
+    BOOST_TEST((trace.last_step()[0].kind == SpanKind::step));
+    trace.begin_step("cp2", TraceDetail::passes);
+    BOOST_TEST(trace.wants_times());
+    trace.end_step();
 }
 
 BOOST_AUTO_TEST_CASE(a_call_gives_its_time_on_the_wire_and_the_time_stood_waiting) {
@@ -164,12 +177,8 @@ BOOST_AUTO_TEST_CASE(a_call_gives_its_time_on_the_wire_and_the_time_stood_waitin
 
 BOOST_AUTO_TEST_CASE(spans_nest_and_steps_are_numbered_without_a_file) {
     Trace trace;
-    {
-        Span const outside = trace.span(SpanKind::compute, "load");
-    }
-    {
-        Span const nothing(nullptr, SpanKind::compute, "untraced");
-    }
+    { Span const outside = trace.span(SpanKind::compute, "load"); }
+    { Span const nothing(nullptr, SpanKind::compute, "untraced"); }
     one_step(trace, "cp1");
     one_step(trace, "cp2");
     std::vector<Event> const& events = trace.last_step();
