@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "app/doctor/doctor.hpp"
 #include "app/options.hpp"
 #include "app/run.hpp"
 
@@ -11,6 +12,7 @@ char const* const usage =
     "usage: cpstep run [options]     verify and time CP=N against CP=1 (start it with mpirun or "
     "srun)\n"
     "       cpstep run --help        all options\n"
+    "       cpstep doctor [options]  is this machine fit for a run? (--help)\n"
     "       cpstep --version\n"
     "example: mpirun -np 2 cpstep run --config inputs/smoke.ini\n";
 
@@ -29,20 +31,22 @@ int main(int argc, char** argv) {
         fmt::print("cpstep {}\n", version());
         return 0;
     }
-    if (words[0] != "run") {
+    bool const doctor = words[0] == "doctor";
+    if (words[0] != "run" && !doctor) {
         fmt::print(stderr, "cpstep: unknown command '{}'\n{}", words[0], usage);
         return static_cast<int>(ExitCode::usage);
     }
     std::vector<std::string> const arguments(words.begin() + 1, words.end());
     for (std::string const& word : arguments) {
         if (word == "--help") {
-            std::fputs(run_help().c_str(), stdout);
+            std::fputs((doctor ? doctor_help() : run_help()).c_str(), stdout);
             return 0;
         }
     }
     World world(argc, argv);
     try {
-        return static_cast<int>(run_command(world, arguments));
+        return static_cast<int>(doctor ? doctor_command(world, arguments)
+                                       : run_command(world, arguments));
     } catch (AgreedError const& error) {
         if (world.root()) {
             fmt::print(stderr, "cpstep: {}\n", error.what());

@@ -7,6 +7,7 @@
 
 #include "app/estimate.hpp"
 #include "app/ranking.hpp"
+#include "app/run_clock.hpp"
 
 namespace cpstep {
 
@@ -341,6 +342,7 @@ std::string report_table(Report const& report, RunFacts const& facts, double gat
     }
     fmt::format_to(std::back_inserter(out), "precision: {}{}\n", precision_text(report),
                    facts.wires.empty() ? "" : "; wires: " + facts.wires);
+    out += clock_line(report.clocks);
     fmt::format_to(std::back_inserter(out), "signal: {}\n", report.signal.reason);
     for (std::size_t i = 0; i < report.results.size(); ++i) {
         StepMetrics const& m = report.results[i].metrics;
@@ -407,6 +409,7 @@ std::string report_json(Report const& report, RunFacts const& facts, Options con
         {"reproducible", report.timing.reproducible},
         {"notes", notes_of(report)},
         {"memory", memory_json(report)},
+        {"clock", clock_json(report.clocks)},
         {"variants", json::array()},
         {"parity", json::array()},
         {"config", json::object()}};

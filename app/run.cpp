@@ -16,6 +16,7 @@
 #include "app/processor.hpp"
 #include "app/reference.hpp"
 #include "app/report.hpp"
+#include "app/run_clock.hpp"
 #include "app/run_directory.hpp"
 #include "app/run_file.hpp"
 #include "app/self_test.hpp"
@@ -34,11 +35,6 @@ std::string utc_now() {
     char text[32];
     std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
     return text;
-}
-
-std::int64_t unix_ns() {
-    auto const now = std::chrono::system_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
 /// A running program: everything that owns memory, files or wires.
@@ -64,7 +60,8 @@ class Run {
     Setup& setup_;
     RunFacts facts_;
     std::string run_id_;
-    std::int64_t epoch_unix_ns_ = 0;
+    std::vector<ClockReading> clocks_;  // at the start, by rank
+    RunEpoch epoch_;
     std::unique_ptr<RunDirectory> directory_;
     Processor processor_;
     Backend& backend_;
@@ -109,8 +106,8 @@ Run::Run(World& world, Setup& setup)
       processor_(make_processor(world, setup.options)),
       backend_(*processor_.backend) {
     Options const& options = setup.options;
-    std::int64_t const started = now_ns();
-    epoch_unix_ns_ = unix_ns();
+    clocks_ = read_clocks(world);
+    epoch_ = agree_on_epoch(world, clocks_);
     facts_.start_utc = utc_now();
     facts_.version = version();
     facts_.host = world.host();
@@ -144,8 +141,8 @@ Run::Run(World& world, Setup& setup)
         compute_reference(policy, reference);
     }
     world.collectively([&] {
-        RankFileInfo const info{world.rank(), world.size(), world.host(),
-                                run_id_,      started,      epoch_unix_ns_};
+        RankFileInfo const info{world.rank(), world.size(),  world.host(),
+                                run_id_,      epoch_.own_ns, epoch_.unix_ns};
         trace_ = make_trace(setup, info);
         trace_->set_backend(&backend_);
     });
@@ -319,6 +316,7 @@ void Run::write_outputs() {
                                                   trace_->event_count(), processor_.device));
     trace_->close();
     record_memory();
+    report_.clocks = joined(clocks_, read_clocks(world_));
     world_.set_deadline(std::chrono::hours(1));  // the others wait while rank 0 writes
     if (!world_.root()) {
         return;
@@ -331,7 +329,7 @@ void Run::write_outputs() {
                            .layout = setup_.layout,
                            .ranks = {},
                            .run_id = run_id_,
-                           .epoch_unix_ns = epoch_unix_ns_,
+                           .epoch_unix_ns = epoch_.unix_ns,
                            .summary = report_json(report_, facts_, options)};
     for (std::string const& text : events) {
         RankRecord record;

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "app/run_clock.hpp"
 #include "io/atomic_file.hpp"
 #include "io/h5.hpp"
 #include "io/trace.hpp"
@@ -80,6 +81,7 @@ void write_topology(H5File& file, RunFileContent const& content) {
     file.write_virtual_table("/events", event_columns(), files, "/events", events, event_units);
     file.attribute("/clock", "clock", std::string("CLOCK_MONOTONIC"));
     file.attribute("/clock", "epoch_unix_ns", content.epoch_unix_ns);
+    write_clocks(file, content.report.clocks);
 }
 
 void write_steps(H5File& file, std::vector<StepTime> const& steps) {

@@ -1,6 +1,5 @@
 // Comm over NCCL: the world's communicator and its splits, non-blocking, every call polled with the
 // world's deadline, so that it can be aborted at any time.
-#include <dlfcn.h>
 #include <nccl.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "mpi/comm_bodies.hpp"
 #include "mpi/comm_device.hpp"
+#include "mpi/nccl_facts.hpp"
 #include "mpi/wire_bodies.hpp"
 
 static_assert(NCCL_VERSION_CODE >= NCCL_VERSION(2, 18, 0), "ncclCommSplit came with NCCL 2.18");
@@ -31,10 +31,6 @@ void check_nccl(ncclResult_t rc, std::string_view call) {
          ncclGetErrorString(rc), more.empty() ? "" : "; ", more);
 }
 #define NCCL_CHECK(call) check_nccl((call), #call)
-
-std::string version_text(int code) {
-    return fmt::format("{}.{}.{}", code / 10000, code / 100 % 100, code % 100);
-}
 
 /// Owns a communicator. Teardown in order finalizes it; while an exception unwinds, or after a
 /// failure, it is aborted, which needs no peer.
@@ -278,20 +274,14 @@ void let_ranks_share_gpus(World const& world, int version) {
     }
 }
 
-std::string library_path() {
-    Dl_info info{};
-    void const* const loaded = dlsym(RTLD_DEFAULT, "ncclGetVersion");
-    bool const found = loaded != nullptr && dladdr(loaded, &info) != 0;
-    return found && info.dli_fname != nullptr ? info.dli_fname : "linked statically";
-}
-
 int library_version() {
-    int version = 0;
-    NCCL_CHECK(ncclGetVersion(&version));
+    NcclFacts const nccl = nccl_facts();
+    require(nccl.library.known(), ExitCode::environment, "{}", nccl.library.why);
+    int const version = *nccl.library.value;
     require(version / 100 >= NCCL_VERSION_CODE / 100, ExitCode::environment,
             "NCCL {} ({}) is older than the {} this program was built with; put that library first "
             "in LD_LIBRARY_PATH, or use --transport ipc or mpi",
-            version_text(version), library_path(), version_text(NCCL_VERSION_CODE));
+            nccl_version_text(version), nccl.path, nccl_version_text(NCCL_VERSION_CODE));
     return version;
 }
 
@@ -333,10 +323,12 @@ class NcclWires final : public Wires {
     }
 
     std::string description() const override {
-        return fmt::format("nccl {} ({}, {}{})", version_text(version_), library_path(), ranks_,
-                           shared_ ? ", shared GPUs" : "");
+        return fmt::format("nccl {} ({}, {}{})", nccl_version_text(version_), nccl_facts().path,
+                           ranks_, shared_ ? ", shared GPUs" : "");
     }
-    bool timing_valid() const override { return !shared_; }
+    bool timing_valid() const override {
+        return !shared_;
+    }
 
   private:
     void begin() {

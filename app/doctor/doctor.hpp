@@ -1,0 +1,26 @@
+// `cpstep doctor`: is this machine fit for a run?
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cuda/error.hpp"
+#include "mpi/world.hpp"
+
+namespace cpstep {
+
+struct DoctorOptions {
+    bool json = false;
+    bool full = false;
+    std::filesystem::path output = "out";
+};
+
+/// Error(usage) for what is not known, with the nearest name.
+DoctorOptions parse_doctor_options(std::vector<std::string> const& arguments);
+std::string doctor_help();
+
+/// Collective. Rank 0 prints; environment (3) if a check fails.
+ExitCode doctor_command(World& world, std::vector<std::string> const& arguments);
+
+}  // namespace cpstep

@@ -1,0 +1,147 @@
+// Bus GB/s against message size as a page of its own: no script, no font, light and dark.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <map>
+
+#include "app/doctor/table.hpp"
+
+namespace cpstep::doctor {
+namespace {
+
+constexpr double left = 70, right = 600, top = 40, bottom = 380;
+constexpr double width = 760, height = 440;
+
+/// A logarithmic axis.
+struct Axis {
+    double low, high;   ///< values
+    double begin, end;  ///< pixels
+    double at(double value) const {
+        return begin + (end - begin) * std::log(value / low) / std::log(high / low);
+    }
+};
+
+struct Curve {
+    std::string name;
+    std::map<double, double> points;  // bytes: GB/s
+};
+
+std::vector<Curve> curves_of(std::vector<WireFacts> const& wires) {
+    std::vector<Curve> curves;
+    for (WireFacts const& wire : wires) {
+        for (WireRate const& rate : wire.rates) {
+            std::string const name = wire.name + " " + rate.op;
+            auto curve = std::ranges::find(curves, name, &Curve::name);
+            if (curve == curves.end()) {
+                curve = curves.insert(curves.end(), Curve{.name = name, .points = {}});
+            }
+            if (rate.bus_gb_per_s > 0) {
+                curve->points[static_cast<double>(rate.bytes)] = rate.bus_gb_per_s;
+            }
+        }
+    }
+    std::erase_if(curves, [](Curve const& curve) { return curve.points.empty(); });
+    return curves;
+}
+
+/// Powers of ten around all values.
+Axis rate_axis(std::vector<Curve> const& curves) {
+    double low = curves.front().points.begin()->second;
+    double high = low;
+    for (Curve const& curve : curves) {
+        for (auto const& [bytes, rate] : curve.points) {
+            low = std::min(low, rate);
+            high = std::max(high, rate);
+        }
+    }
+    double const floor = std::pow(10, std::floor(std::log10(low)));
+    double const ceiling = std::pow(10, std::ceil(std::log10(high)));
+    return {
+        .low = floor, .high = ceiling > floor ? ceiling : 10 * floor, .begin = bottom, .end = top};
+}
+
+constexpr char const* style =
+    "<style>\n"
+    "svg { background: #fff; font: 13px sans-serif }\n"
+    "text { fill: #222 } .grid { stroke: #ddd } .axis { stroke: #222 }\n"
+    ".c0 { --c: #0063b2 } .c1 { --c: #c2410c } .c2 { --c: #15803d }\n"
+    ".c3 { --c: #7e22ce } .c4 { --c: #0f766e } .c5 { --c: #be123c }\n"
+    ".curve { stroke: var(--c); fill: none; stroke-width: 2 } .dot { fill: var(--c) }\n"
+    "@media (prefers-color-scheme: dark) {\n"
+    "svg { background: #16181c } text { fill: #e6e6e6 } .grid { stroke: #3a3d44 }\n"
+    ".axis { stroke: #e6e6e6 } .c0 { --c: #5cb0ff } .c1 { --c: #ff9d5c }\n"
+    ".c2 { --c: #5fd38a } .c3 { --c: #cf9bff } .c4 { --c: #5eead4 } .c5 { --c: #ff8fa3 } }\n"
+    "</style>\n";
+
+void add_axes(std::string& out, Axis const& x, Axis const& y) {
+    auto const to = std::back_inserter(out);
+    for (double bytes = x.low; bytes <= x.high * 1.001; bytes *= 4) {
+        fmt::format_to(to,
+                       "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/>"
+                       "<text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\" font-size=\"11\">{4}"
+                       "</text>\n",
+                       x.at(bytes), top, bottom, bottom + 18,
+                       size_text(static_cast<std::int64_t>(bytes)));
+    }
+    for (double rate = y.low; rate <= y.high * 1.001; rate *= 10) {
+        fmt::format_to(to,
+                       "<line class=\"grid\" x1=\"{1}\" x2=\"{2}\" y1=\"{0:.1f}\" y2=\"{0:.1f}\"/>"
+                       "<text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5:g}</text>\n",
+                       y.at(rate), left, right, left - 8, y.at(rate) + 4, rate);
+    }
+    fmt::format_to(to,
+                   "<path class=\"axis\" fill=\"none\" d=\"M{0} {1}V{2}H{3}\"/>\n"
+                   "<text x=\"{0}\" y=\"24\">bus GB/s</text>\n"
+                   "<text x=\"{4}\" y=\"{5}\" text-anchor=\"middle\">message of a rank</text>\n",
+                   left, top, bottom, right, (left + right) / 2, bottom + 42);
+}
+
+void add_curve(std::string& out, Curve const& curve, std::size_t index, Axis const& x,
+               Axis const& y) {
+    auto const to = std::back_inserter(out);
+    std::size_t const color = index % 6;
+    fmt::format_to(to, "<g class=\"c{}\"><polyline class=\"curve\" points=\"", color);
+    for (auto const& [bytes, rate] : curve.points) {
+        fmt::format_to(to, "{:.1f},{:.1f} ", x.at(bytes), y.at(rate));
+    }
+    out += "\"/>\n";
+    for (auto const& [bytes, rate] : curve.points) {
+        fmt::format_to(to,
+                       "<circle class=\"dot\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\"><title>{}: {}, "
+                       "{:.3g} GB/s</title></circle>\n",
+                       x.at(bytes), y.at(rate), curve.name,
+                       size_text(static_cast<std::int64_t>(bytes)), rate);
+    }
+    double const line = top + 12 + 20 * static_cast<double>(index);
+    fmt::format_to(to,
+                   "<path class=\"curve\" d=\"M{} {}h22\"/><text x=\"{}\" y=\"{}\">{}</text></g>\n",
+                   right + 16, line, right + 44, line + 4, curve.name);
+}
+
+}  // namespace
+
+std::string rates_svg(std::vector<WireFacts> const& wires) {
+    std::vector<Curve> const curves = curves_of(wires);
+    if (curves.empty()) {
+        return "";
+    }
+    double largest = 4.0 * smallest_message;
+    for (Curve const& curve : curves) {
+        largest = std::max(largest, curve.points.rbegin()->first);
+    }
+    Axis const x{.low = double{smallest_message}, .high = largest, .begin = left, .end = right};
+    Axis const y = rate_axis(curves);
+    std::string out = fmt::format(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" "
+        "height=\"{1}\">\n<title>cpstep doctor: wires</title>\n",
+        width, height);
+    out += style;
+    add_axes(out, x, y);
+    for (std::size_t i = 0; i < curves.size(); ++i) {
+        add_curve(out, curves[i], i, x, y);
+    }
+    return out + "</svg>\n";
+}
+
+}  // namespace cpstep::doctor

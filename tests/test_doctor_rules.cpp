@@ -1,0 +1,475 @@
+#define BOOST_TEST_MODULE doctor_rules
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <nlohmann/json.hpp>
+
+#include "app/doctor/table.hpp"
+#include "errors.hpp"
+
+using namespace cpstep;
+using namespace cpstep::doctor;
+
+namespace {
+
+/// A GPU of a rank on a machine where nothing is amiss.
+GpuFacts good_gpu(int local_rank) {
+    GpuFacts gpu{.present = true,
+                 .visible = 2,
+                 .ordinal = local_rank,
+                 .name = "NVIDIA H100",
+                 .pci_bus_id = fmt::format("0000:{:02X}:00.0", 0x1B + local_rank),
+                 .capability = 90,
+                 .memory_bytes = std::int64_t{80} << 30,
+                 .numa_node = known(0),
+                 .backend = known(std::string("NVIDIA H100, bf16, attention cudnn 9.14.0, x"))};
+    gpu.nvml = {.uuid = known(std::string("GPU-1")),
+                .mig = known(0),
+                .compute_mode = known(0),
+                .persistence = known(1),
+                .processes = known(0),
+                .ecc_uncorrected = known(std::int64_t{0}),
+                .remap_pending = known(0),
+                .remap_failed = known(0),
+                .pages_pending = unknown<int>("Not Supported"),
+                .sm_clock_mhz = known(1980),
+                .max_sm_clock_mhz = known(1980),
+                .clock_reasons = known(std::int64_t{0x1}),
+                .power_w = known(120.0),
+                .power_limit_w = known(700.0),
+                .temperature_c = known(31),
+                .pcie_generation = known(1),
+                .max_pcie_generation = known(5),
+                .pcie_width = known(16),
+                .max_pcie_width = known(16),
+                .nvlinks = known(18),
+                .nvlink_version = known(6),
+                .nvlink_switch = known(1)};
+    return gpu;
+}
+
+PeerFacts good_peer(int from, int to) {
+    return {.copy = {.from = from,
+                     .to = to,
+                     .readable = true,
+                     .wrong_bytes = known(std::int64_t{0}),
+                     .gb_per_s = unknown<double>("measured with --full")},
+            .nvml_status = known(std::string("ok")),
+            .ancestor = known(std::string("one PCIe switch"))};
+}
+
+RankFacts good_rank(int rank, int ranks_of_host) {
+    int const local = rank % ranks_of_host;
+    RankFacts facts{.rank = rank,
+                    .local_rank = local,
+                    .local_size = ranks_of_host,
+                    .host = fmt::format("host{}", rank / ranks_of_host),
+                    .version = "0.1.0 (git 1a2b3c4)"};
+    facts.machine = {.cpus = {0, 1, 2, 3, 4, 5, 6, 7},
+                     .numa_nodes = {0},
+                     .shm_bytes = known(std::int64_t{64} << 30),
+                     .memlock = -1,
+                     .open_files = 1 << 20,
+                     .stack = 8 << 20,
+                     .ib = {{.name = "mlx5_0/1", .state = "4: ACTIVE", .rate = "400 Gb/sec"}},
+                     .peer_memory_module = true,
+                     .interfaces = {"eth0 (up)"},
+                     .xids = known(0)};
+    facts.mpi = {.library = "Open MPI v4.1.4, package: x",
+                 .thread_level = "FUNNELED",
+                 .cuda_aware = known(0),
+                 .launcher = "mpirun (Open MPI)",
+                 .local_rank = known(local)};
+    facts.nccl = {.header = known(22809), .library = known(22809), .path = "/lib/libnccl.so.2"};
+    facts.driver = known(std::string("550.54.15"));
+    facts.cuda = {.runtime = known(12040), .driver = known(12040)};
+    facts.gpu = good_gpu(local);
+    if (local == 0) {
+        facts.peers = {good_peer(0, 1), good_peer(1, 0)};
+        facts.output = known(OutputFacts{.seconds = known(0.01),
+                                         .free_bytes = known(std::int64_t{1} << 40),
+                                         .file_system = "lustre",
+                                         .sees_mark = true});
+    } else {
+        facts.output = unknown<OutputFacts>("tried by the host's first rank");
+    }
+    return facts;
+}
+
+/// Two hosts of two GPUs each.
+JobFacts good_job() {
+    JobFacts job;
+    for (int rank = 0; rank < 4; ++rank) {
+        job.ranks.push_back(good_rank(rank, 2));
+        job.clocks.push_back({.bound_ns = rank == 0 ? 0 : 2'000});
+    }
+    job.wires = {{.name = "mpi", .description = "mpi (4 ranks)", .wrong = {0, 0, 0, 0}},
+                 {.name = "nccl", .description = "nccl 2.28.9", .wrong = {0, 0, 0, 0}}};
+    job.output = "out";
+    return job;
+}
+
+Row row_of(JobFacts const& job, std::string const& check) {
+    std::vector<Row> const rows = judge(job);
+    auto const row = std::ranges::find(rows, check, &Row::check);
+    BOOST_REQUIRE_MESSAGE(row != rows.end(), "no check " << check);
+    return *row;
+}
+
+/// What `change` does to the good job turns one check, and no other, to `status`, and the row says
+/// `words`, in value or fix.
+template <class Change>
+void expect(std::string const& check, Status status, std::vector<std::string> const& words,
+            Change const& change) {
+    JobFacts job = good_job();
+    change(job);
+    BOOST_TEST_CONTEXT(check) {
+        Row const row = row_of(job, check);
+        std::string const text = row.finding.value + " | " + row.finding.fix;
+        BOOST_TEST(name_of(row.finding.status) == name_of(status), text);
+        for (std::string const& word : words) {
+            BOOST_TEST(test::contains(text, word), "'" << word << "' is not in: " << text);
+        }
+        BOOST_TEST((row.finding.status <= Status::pass) == row.finding.fix.empty());
+        for (Row const& other : judge(job)) {
+            BOOST_TEST((other.check == check || other.finding.status <= Status::pass),
+                       other.check << ": " << other.finding.value);
+        }
+    }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_good_machine_passes_every_check) {
+    for (Row const& row : judge(good_job())) {
+        BOOST_TEST(name_of(row.finding.status) == "PASS", row.check << ": " << row.finding.value);
+        BOOST_TEST(!row.finding.value.empty());
+        BOOST_TEST(!row.wanted.empty());
+    }
+}
+
+BOOST_AUTO_TEST_CASE(facts_come_through_their_text_unchanged) {
+    JobFacts job = good_job();
+    job.ranks[0].gpu.host_link = {.to_device = known(51.5), .to_host = unknown<double>("why")};
+    for (RankFacts const& rank : job.ranks) {
+        std::string const text = to_text(rank);
+        BOOST_TEST(to_text(rank_facts_of(text)) == text);
+    }
+    RankFacts const back = rank_facts_of(to_text(job.ranks[0]));
+    BOOST_TEST(*back.gpu.host_link.to_device.value == 51.5);
+    BOOST_TEST(back.gpu.host_link.to_host.why == "why");
+    BOOST_TEST(!back.gpu.host_link.to_host.known());
+    BOOST_TEST(back.peers.size() == 2U);
+    BOOST_TEST(back.output.value->file_system == "lustre");
+}
+
+BOOST_AUTO_TEST_CASE(a_machine_without_gpus_skips_and_says_why) {
+    JobFacts job = good_job();
+    for (RankFacts& rank : job.ranks) {
+        rank.gpu = {.why = "no NVIDIA driver is loaded",
+                    .backend = unknown<std::string>("no NVIDIA driver is loaded")};
+        rank.driver = unknown<std::string>("libnvidia-ml.so.1 is not there");
+        rank.cuda = {.runtime = known(12040), .driver = unknown<int>("no NVIDIA driver is loaded")};
+        rank.nccl = {.header = unknown<int>("no NCCL"), .library = unknown<int>("no NCCL")};
+        rank.peers.clear();
+    }
+    int skipped = 0;
+    for (Row const& row : judge(job)) {
+        BOOST_TEST((row.finding.status <= Status::pass), row.check << ": " << row.finding.value);
+        BOOST_TEST(!row.finding.value.empty());
+        skipped += row.finding.status == Status::skip ? 1 : 0;
+    }
+    BOOST_TEST(skipped == 17);
+}
+
+BOOST_AUTO_TEST_CASE(drivers) {
+    expect("driver", Status::fail, {"535.129 on rank 0", "550"}, [](JobFacts& job) {
+        for (RankFacts& rank : job.ranks) {
+            rank.driver = known(std::string("535.129"));
+        }
+    });
+    expect("driver", Status::fail, {"550.54.15 on ranks 0,1,2; 555.42 on rank 3", "same driver"},
+           [](JobFacts& job) { job.ranks[3].driver = known(std::string("555.42")); });
+    expect("driver", Status::fail, {"rank 2: no library"},
+           [](JobFacts& job) { job.ranks[2].driver = unknown<std::string>("no library"); });
+}
+
+BOOST_AUTO_TEST_CASE(cuda_versions) {
+    auto const with = [](int runtime, int driver) {
+        return [=](JobFacts& job) {
+            job.ranks[1].cuda = {.runtime = known(runtime), .driver = known(driver)};
+        };
+    };
+    expect("CUDA", Status::fail, {"12.0", "rank 1"}, with(12000, 12040));
+    expect("CUDA", Status::fail, {"13.0, driver for 12.4", "older"}, with(13000, 12040));
+    expect("CUDA", Status::warn, {"12.9, driver for 12.4", "minor version"}, with(12090, 12040));
+    expect("CUDA", Status::pass, {}, with(12040, 13000));
+}
+
+BOOST_AUTO_TEST_CASE(gpus_of_ranks) {
+    expect("GPUs", Status::fail, {"rank 1 without: none is visible", "--device cpu"},
+           [](JobFacts& job) {
+               GpuFacts const other = job.ranks[1].gpu;
+               job.ranks[1].gpu = {.why = "none is visible", .name = other.name};
+               job.ranks[1].gpu.memory_bytes = other.memory_bytes;
+           });
+    expect("GPUs", Status::warn, {"ranks 2,3 share 0000:1B:00.0 of host1", "--allow-gpu-sharing"},
+           [](JobFacts& job) { job.ranks[3].gpu.pci_bus_id = job.ranks[2].gpu.pci_bus_id; });
+    expect("GPU model", Status::warn, {"NVIDIA A100, 40 GiB on rank 2", "slowest"},
+           [](JobFacts& job) {
+               job.ranks[2].gpu.name = "NVIDIA A100";
+               job.ranks[2].gpu.memory_bytes = std::int64_t{40} << 30;
+           });
+}
+
+BOOST_AUTO_TEST_CASE(gpu_code_and_attention) {
+    expect("GPU code", Status::fail, {"sm_75", "rank 3"},
+           [](JobFacts& job) { job.ranks[3].gpu.capability = 75; });
+    expect("attention", Status::warn, {"reference (no cuDNN)", "--attention-backend reference"},
+           [](JobFacts& job) {
+               job.ranks[0].gpu.backend =
+                   known(std::string("NVIDIA H100, bf16, attention reference (no cuDNN)"));
+           });
+    JobFacts job = good_job();
+    job.ranks[0].gpu.backend = unknown<std::string>("no kernel image");
+    Row const row = row_of(job, "GPU code");
+    BOOST_TEST((row.finding.status == Status::fail));
+    BOOST_TEST(test::contains(row.finding.value, "no kernel image"));
+}
+
+BOOST_AUTO_TEST_CASE(states_that_spoil_times) {
+    auto const with = [](auto NvmlFacts::*fact, auto value) {
+        return [=](JobFacts& job) { job.ranks[1].gpu.nvml.*fact = known(value); };
+    };
+    expect("MIG", Status::fail, {"on (rank 1)", "parity"}, with(&NvmlFacts::mig, 1));
+    expect("compute mode", Status::fail, {"exclusive"}, with(&NvmlFacts::compute_mode, 3));
+    expect("compute mode", Status::fail, {"prohibited"}, with(&NvmlFacts::compute_mode, 2));
+    expect("persistence", Status::warn, {"nvidia-smi -pm 1"}, with(&NvmlFacts::persistence, 0));
+    expect("other processes", Status::fail, {"2 on 0000:1C:00.0"}, with(&NvmlFacts::processes, 2));
+    expect("GPU clocks", Status::fail, {"too hot"},
+           with(&NvmlFacts::clock_reasons, std::int64_t{0x40}));
+    expect("GPU clocks", Status::fail, {"by the hardware"},
+           with(&NvmlFacts::clock_reasons, std::int64_t{0x80}));
+    expect("GPU clocks", Status::warn, {"power limit", "1980 of 1980 MHz, 120 of 700 W, 31 C"},
+           with(&NvmlFacts::clock_reasons, std::int64_t{0x4}));
+}
+
+BOOST_AUTO_TEST_CASE(broken_memory_and_xids) {
+    auto const with = [](auto NvmlFacts::*fact, auto value) {
+        return [=](JobFacts& job) { job.ranks[0].gpu.nvml.*fact = known(value); };
+    };
+    expect("GPU memory", Status::fail, {"uncorrected errors: 3"},
+           with(&NvmlFacts::ecc_uncorrected, std::int64_t{3}));
+    expect("GPU memory", Status::fail, {"waiting to be remapped"},
+           with(&NvmlFacts::remap_pending, 1));
+    expect("GPU memory", Status::fail, {"could not be remapped"},
+           with(&NvmlFacts::remap_failed, 1));
+    expect("GPU memory", Status::fail, {"retired"}, with(&NvmlFacts::pages_pending, 1));
+    expect("Xid", Status::warn, {"4 in the kernel's log"},
+           [](JobFacts& job) { job.ranks[0].machine.xids = known(4); });
+}
+
+BOOST_AUTO_TEST_CASE(links) {
+    auto const rank0 = [](auto const& change) {
+        return [=](JobFacts& job) { change(job.ranks[0]); };
+    };
+    expect("PCIe", Status::warn, {"generation 5 x8 of x16"},
+           rank0([](RankFacts& rank) { rank.gpu.nvml.pcie_width = known(8); }));
+    expect("PCIe", Status::warn, {"12.0 GB/s to the GPU, 50.0 back, 63.0 by specification"},
+           rank0([](RankFacts& rank) {
+               rank.gpu.host_link = {.to_device = known(12.0), .to_host = known(50.0)};
+           }));
+    expect("NVLink", Status::warn, {"no link is active"},
+           rank0([](RankFacts& rank) { rank.gpu.nvml.nvlinks = known(0); }));
+    expect("NVLink", Status::warn, {"slowest copy 200.0 GB/s", "450 GB/s are expected"},
+           rank0([](RankFacts& rank) {
+               rank.peers[0].copy.gb_per_s = known(400.0);
+               rank.peers[1].copy.gb_per_s = known(200.0);
+           }));
+    expect(
+        "peer access", Status::fail, {"1 to 0: 4096 bytes", "NCCL_P2P_DISABLE=1", "ACS"},
+        rank0([](RankFacts& rank) { rank.peers[1].copy.wrong_bytes = known(std::int64_t{4096}); }));
+    expect("peer access", Status::warn, {"0 to 1 (chipset not supported; one PCIe switch)"},
+           rank0([](RankFacts& rank) {
+               rank.peers[0].copy.readable = false;
+               rank.peers[0].nvml_status = known(std::string("chipset not supported"));
+           }));
+    expect("peer access", Status::fail, {"0 to 1: did not end"}, rank0([](RankFacts& rank) {
+               rank.peers[0].copy.wrong_bytes = unknown<std::int64_t>("did not end");
+           }));
+    expect("NUMA", Status::warn, {"GPU at node 1, CPUs of node 0", "--bind-to"},
+           rank0([](RankFacts& rank) { rank.gpu.numa_node = known(1); }));
+}
+
+BOOST_AUTO_TEST_CASE(limits_of_a_host) {
+    auto const rank2 = [](auto const& change) {
+        return [=](JobFacts& job) { change(job.ranks[2].machine); };
+    };
+    expect("/dev/shm", Status::warn, {"64", "--shm-size=1g", "rank 2"},
+           rank2([](HostFacts& host) { host.shm_bytes = known(std::int64_t{64} << 20); }));
+    expect("locked memory", Status::fail, {"NCCL_IB_DISABLE=1", "ulimit -l unlimited"},
+           rank2([](HostFacts& host) { host.memlock = 8 << 20; }));
+    expect("stack", Status::warn, {"unlimited", "ulimit -s"},
+           rank2([](HostFacts& host) { host.stack = -1; }));
+    expect("CPUs", Status::warn, {"host1: 2 ranks on 1 CPUs"}, [](JobFacts& job) {
+        job.ranks[2].machine.cpus = {0};
+        job.ranks[3].machine.cpus = {0};
+    });
+    expect("locked memory", Status::pass, {}, [](JobFacts& job) {  // one host without InfiniBand
+        job.ranks.resize(2);
+        for (RankFacts& rank : job.ranks) {
+            rank.machine.memlock = 8 << 20;
+            rank.machine.ib.clear();
+        }
+    });
+    expect("open files", Status::pass, {}, rank2([](HostFacts& host) { host.open_files = 1024; }));
+}
+
+BOOST_AUTO_TEST_CASE(open_files_count_at_scale) {
+    JobFacts job = good_job();
+    for (int rank = 4; rank < 64; ++rank) {
+        job.ranks.push_back(good_rank(rank, 2));
+    }
+    job.ranks[63].machine.open_files = 1024;
+    Row const row = row_of(job, "open files");
+    BOOST_TEST((row.finding.status == Status::warn));
+    BOOST_TEST(row.finding.value == "1024");
+}
+
+BOOST_AUTO_TEST_CASE(hosts_without_a_fast_network) {
+    expect("network", Status::warn, {"2 hosts over sockets: host1 has no InfiniBand, eth0 (up)"},
+           [](JobFacts& job) {
+               job.ranks[2].machine.ib.clear();
+               job.ranks[3].machine.ib.clear();
+           });
+    expect("network", Status::warn, {"mlx5_0/1 1: DOWN", "NCCL_IB_DISABLE=1"}, [](JobFacts& job) {
+        for (RankFacts& rank : job.ranks) {
+            rank.machine.ib[0].state = "1: DOWN";
+        }
+    });
+}
+
+BOOST_AUTO_TEST_CASE(the_job) {
+    expect("program", Status::fail, {"0.2.0 on rank 3"},
+           [](JobFacts& job) { job.ranks[3].version = "0.2.0"; });
+    expect("MPI", Status::fail, {"Open MPI v5.0.1 on rank 1"},
+           [](JobFacts& job) { job.ranks[1].mpi.library = "Open MPI v5.0.1, package: y"; });
+    expect("launcher", Status::warn, {"rank 3 is told to be 0 of its host, MPI says 1"},
+           [](JobFacts& job) { job.ranks[3].mpi.local_rank = known(0); });
+    expect("launcher", Status::warn, {"2 on host0, 3 on host1"}, [](JobFacts& job) {
+        job.ranks[2].local_size = 3;
+        job.ranks[3].local_size = 3;
+    });
+    expect("NCCL", Status::fail, {"2.27.3 on rank 2"},
+           [](JobFacts& job) { job.ranks[2].nccl.library = known(22703); });
+    expect("NCCL", Status::fail, {"2.17.1", "2.18"}, [](JobFacts& job) {
+        for (RankFacts& rank : job.ranks) {
+            rank.nccl.library = known(21701);
+        }
+    });
+    expect("NCCL", Status::warn, {"2.28.3 (/lib/libnccl.so.2), built with 2.28.9"},
+           [](JobFacts& job) {
+               for (RankFacts& rank : job.ranks) {
+                   rank.nccl.library = known(22803);
+               }
+           });
+    expect("rank clocks", Status::warn, {"known to 122.0 us"},
+           [](JobFacts& job) { job.clocks[3].bound_ns = 120'000; });
+}
+
+BOOST_AUTO_TEST_CASE(the_output_folder) {
+    auto const with = [](std::size_t rank, auto const& change) {
+        return [=](JobFacts& job) { change(*job.ranks[rank].output.value); };
+    };
+    expect("output", Status::fail, {"host1", "not the folder that rank 0 made", "all hosts share"},
+           with(2, [](OutputFacts& output) { output.sees_mark = false; }));
+    expect("output", Status::fail, {"no space", "--output"},
+           with(2, [](OutputFacts& output) { output.seconds = unknown<double>("no space"); }));
+    expect("output", Status::fail, {"1.0 MiB free", "--dry-run"},
+           with(0, [](OutputFacts& output) { output.free_bytes = known(std::int64_t{1} << 20); }));
+    expect("output", Status::warn, {"256.0 MiB free"},
+           with(0, [](OutputFacts& output) { output.free_bytes = known(std::int64_t{1} << 28); }));
+    expect("output", Status::warn, {"nfs", "local disk"},
+           with(0, [](OutputFacts& output) { output.file_system = "nfs"; }));
+    expect("output", Status::fail, {"cannot be made"}, [](JobFacts& job) {
+        for (RankFacts& rank : job.ranks) {
+            rank.output = unknown<OutputFacts>("out: cannot be made");
+        }
+    });
+}
+
+BOOST_AUTO_TEST_CASE(wires) {
+    expect("wire nccl", Status::fail,
+           {"rank 2 received 17 wrong values", "NCCL_DEBUG=INFO", "NCCL_P2P_DISABLE=1",
+            "NCCL_IB_DISABLE=1"},
+           [](JobFacts& job) {
+               job.wires[1].wrong = {0, 0, 17, 0};
+           });
+    expect("wire nccl", Status::fail, {"timed out", "NCCL_DEBUG=INFO"},
+           [](JobFacts& job) { job.wires[1].failed = "timed out after 30 s"; });
+    expect("wire nccl", Status::skip, {"this build has no NCCL"},
+           [](JobFacts& job) { job.wires[1].refused = "this build has no NCCL"; });
+    expect("wire nccl", Status::warn, {"sockets"},
+           [](JobFacts& job) { job.wires[1].timing_valid = false; });
+    expect("wire mpi", Status::fail, {"OMPI_MCA_btl_tcp_if_include"}, [](JobFacts& job) {
+        job.wires[0].wrong = {1, 0, 0, 0};
+    });
+}
+
+BOOST_AUTO_TEST_CASE(many_ranks_are_not_all_listed) {
+    JobFacts job = good_job();
+    for (int rank = 4; rank < 200; ++rank) {
+        job.ranks.push_back(good_rank(rank, 2));
+    }
+    for (std::size_t rank = 0; rank < 100; ++rank) {
+        job.ranks[rank].gpu.nvml.mig = known(1);
+    }
+    Row const row = row_of(job, "MIG");
+    BOOST_TEST(row.finding.value == "on (ranks 0,1,2,3,4,5,6,7 and 92 more)");
+}
+
+BOOST_AUTO_TEST_CASE(table_and_json_say_the_same) {
+    JobFacts job = good_job();
+    job.ranks[1].gpu.nvml.mig = known(1);
+    job.wires[0].rates = {{.op = "ring", .bytes = 4096, .seconds = 2e-6, .bus_gb_per_s = 2.048}};
+    std::vector<Row> const rows = judge(job);
+    std::string const text = text_of(rows, job);
+    nlohmann::json const json = nlohmann::json::parse(json_of(rows, job));
+    BOOST_TEST(json["exit_code"] == 3);
+    BOOST_TEST(json["verdict"] == "not ready");
+    BOOST_TEST(json["checks"].size() == rows.size());
+    for (auto const& check : json["checks"]) {
+        for (char const* key : {"check", "status", "value", "wanted", "fix"}) {
+            BOOST_TEST(test::contains(text, check[key].get<std::string>()), check[key]);
+        }
+    }
+    BOOST_TEST(json["wires"][0]["rates"][0]["bus_gb_per_s"] == 2.048);
+    BOOST_TEST(test::contains(text, "4 KiB          2.0        2.048"));
+    BOOST_TEST(test::contains(text, "1 failed"));
+    BOOST_TEST(test::contains(text, "not ready (exit 3)"));
+    BOOST_TEST(test::contains(text, "peers of host0"));
+}
+
+BOOST_AUTO_TEST_CASE(the_plot_has_a_curve_for_each_wire_and_operation) {
+    JobFacts job = good_job();
+    BOOST_TEST(rates_svg(job.wires).empty());
+    for (WireFacts& wire : job.wires) {
+        for (std::int64_t bytes = 4096; bytes <= largest_message; bytes *= 4) {
+            wire.rates.push_back({"ring", bytes, 1e-5, 1e-4 * static_cast<double>(bytes)});
+            wire.rates.push_back({"all_reduce", bytes, 1e-5, 2e-4 * static_cast<double>(bytes)});
+        }
+    }
+    std::string const svg = rates_svg(job.wires);
+    std::size_t curves = 0;
+    for (std::size_t at = svg.find("<polyline"); at != std::string::npos;
+         at = svg.find("<polyline", at + 1)) {
+        ++curves;
+    }
+    BOOST_TEST(curves == 4U);
+    for (char const* word : {"mpi ring", "nccl all_reduce", "256 MiB", "bus GB/s"}) {
+        BOOST_TEST(test::contains(svg, word), word);
+    }
+    BOOST_TEST(!test::contains(svg, "nan"));
+    job.wires[0].rates = {{"ring", 4096, 1e-5, 1.0}};  // one point
+    job.wires[1].rates.clear();
+    BOOST_TEST(!test::contains(rates_svg(job.wires), "nan"));
+}
