@@ -84,6 +84,48 @@ def test_virtual_events_are_those_of_the_rank_files_wherever_the_folder_is(progr
                     expect(file.attrs["run_id"] == run.attrs["run_id"] and file.attrs["rank"] == rank, "run id")
 
 
+def test_ranks_of_one_host_are_on_its_clock_to_within_the_bound_printed(program):
+    output, result, summary = smoke_run(program)
+    with h5py.File(output / "run.h5", "r") as run:
+        clock = run["clock"]
+        values = {name: clock[name][:] for name in clock}
+        expect(set(values) == {"start_at", "start_offset", "start_bound", "end_at", "end_offset", "end_bound", "bound",
+                               "drift"}, sorted(values))
+        expect(all(v.shape == (2,) for v in values.values()), values)
+        for when in ("start", "end"):  # both ranks read one clock: the true offset is 0
+            offset, bound = values[when + "_offset"], values[when + "_bound"]
+            expect((np.abs(offset) <= bound).all() and offset[0] == bound[0] == 0 < bound[1], f"{offset} {bound}")
+        moved = np.abs(values["end_offset"] - values["start_offset"])
+        expect((values["bound"] == np.maximum(values["start_bound"], values["end_bound"] + moved)).all(), values)
+        pair = int(clock.attrs["pair_bound_ns"])
+        expect(pair == values["bound"].sum() == summary["clock"]["pair_bound_ns"], pair)
+    for rank, told in enumerate(summary["clock"]["ranks"]):
+        expect((told["offset_ns"], told["bound_ns"]) == (values["start_offset"][rank], values["bound"][rank]), told)
+    expect(f"\nclock bound: {pair / 1e3:.1f} us between any two ranks" in result.out, result.out[:600])
+    epochs = []
+    for rank in range(2):
+        with h5py.File(output / f"ranks/000/rank{rank:05}.h5", "r") as file:
+            epochs.append((int(file.attrs["epoch_ns"]), int(file.attrs["epoch_unix_ns"])))
+    expect(abs(epochs[0][0] - epochs[1][0]) <= pair and epochs[0][1] == epochs[1][1], f"{epochs}, bound {pair}")
+
+
+def test_calls_of_all_ranks_overlap_on_the_one_time_axis(program):
+    """An all-reduce ends on no rank before it has begun on every one."""
+    output, _, summary = smoke_run(program)
+    with h5py.File(output / "ranks/000/rank00000.h5", "r") as file:
+        name = [n.decode() for n in file["names"][:]].index("grad")
+    with h5py.File(output / "run.h5", "r") as run:
+        events = [run["events"][rank, :count] for rank, count in enumerate(run["event_count"][:])]
+    calls = []
+    for own in events:
+        chosen = own[(own["kind"] == COMM) & (own["name"] == name)]
+        calls.append((chosen["t0_ns"], chosen["t0_ns"] + chosen["dur_ns"]))
+    begin, end = (np.array([c[i] for c in calls]) for i in range(2))
+    expect(begin.shape == (2, 18), begin.shape)
+    late = begin.max(axis=0) - end.min(axis=0)
+    expect((late <= summary["clock"]["pair_bound_ns"]).all(), f"ended {late.max()} ns before a rank had begun")
+
+
 # Rank files -----------------------------------------------------------------------------------------------------------
 
 def rank_steps(file):

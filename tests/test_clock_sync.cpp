@@ -1,4 +1,6 @@
 #define BOOST_TEST_MODULE clock_sync
+#include <thread>
+
 #include "errors.hpp"
 #include "mpi/clock_sync.hpp"
 #include "mpi_test_main.hpp"

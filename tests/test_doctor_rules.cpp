@@ -13,15 +13,16 @@ namespace {
 
 /// A GPU of a rank on a machine where nothing is amiss.
 GpuFacts good_gpu(int local_rank) {
-    GpuFacts gpu{.present = true,
-                 .visible = 2,
-                 .ordinal = local_rank,
-                 .name = "NVIDIA H100",
-                 .pci_bus_id = fmt::format("0000:{:02X}:00.0", 0x1B + local_rank),
-                 .capability = 90,
-                 .memory_bytes = std::int64_t{80} << 30,
-                 .numa_node = known(0),
-                 .backend = known(std::string("NVIDIA H100, bf16, attention cudnn 9.14.0, x"))};
+    GpuFacts gpu;
+    gpu.present = true;
+    gpu.visible = 2;
+    gpu.ordinal = local_rank;
+    gpu.name = "NVIDIA H100";
+    gpu.pci_bus_id = fmt::format("0000:{:02X}:00.0", 0x1B + local_rank);
+    gpu.capability = 90;
+    gpu.memory_bytes = std::int64_t{80} << 30;
+    gpu.numa_node = known(0);
+    gpu.backend = known(std::string("NVIDIA H100, bf16, attention cudnn 9.14.0, x"));
     gpu.nvml = {.uuid = known(std::string("GPU-1")),
                 .mig = known(0),
                 .compute_mode = known(0),
@@ -44,6 +45,13 @@ GpuFacts good_gpu(int local_rank) {
                 .nvlinks = known(18),
                 .nvlink_version = known(6),
                 .nvlink_switch = known(1)};
+    return gpu;
+}
+
+GpuFacts no_gpu(std::string const& why) {
+    GpuFacts gpu;
+    gpu.why = why;
+    gpu.backend = unknown<std::string>(why);
     return gpu;
 }
 
@@ -165,8 +173,7 @@ BOOST_AUTO_TEST_CASE(facts_come_through_their_text_unchanged) {
 BOOST_AUTO_TEST_CASE(a_machine_without_gpus_skips_and_says_why) {
     JobFacts job = good_job();
     for (RankFacts& rank : job.ranks) {
-        rank.gpu = {.why = "no NVIDIA driver is loaded",
-                    .backend = unknown<std::string>("no NVIDIA driver is loaded")};
+        rank.gpu = no_gpu("no NVIDIA driver is loaded");
         rank.driver = unknown<std::string>("libnvidia-ml.so.1 is not there");
         rank.cuda = {.runtime = known(12040), .driver = unknown<int>("no NVIDIA driver is loaded")};
         rank.nccl = {.header = unknown<int>("no NCCL"), .library = unknown<int>("no NCCL")};
@@ -209,7 +216,8 @@ BOOST_AUTO_TEST_CASE(gpus_of_ranks) {
     expect("GPUs", Status::fail, {"rank 1 without: none is visible", "--device cpu"},
            [](JobFacts& job) {
                GpuFacts const other = job.ranks[1].gpu;
-               job.ranks[1].gpu = {.why = "none is visible", .name = other.name};
+               job.ranks[1].gpu = no_gpu("none is visible");
+               job.ranks[1].gpu.name = other.name;
                job.ranks[1].gpu.memory_bytes = other.memory_bytes;
            });
     expect("GPUs", Status::warn, {"ranks 2,3 share 0000:1B:00.0 of host1", "--allow-gpu-sharing"},
