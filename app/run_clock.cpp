@@ -7,12 +7,13 @@
 
 namespace cpstep {
 
-RunEpoch agree_on_epoch(World& world, std::vector<ClockReading> const& clocks) {
+RunEpoch agree_on_epoch(World& world, std::vector<ClockReading> const& clocks,
+                        std::function<std::int64_t()> const& clock) {
     auto const unix_time = std::chrono::system_clock::now().time_since_epoch();
     std::int64_t const unix_now =
         std::chrono::duration_cast<std::chrono::nanoseconds>(unix_time).count();
     RunEpoch epoch;
-    std::istringstream(world.broadcast(fmt::format("{} {}", now_ns(), unix_now))) >> epoch.own_ns >>
+    std::istringstream(world.broadcast(fmt::format("{} {}", clock(), unix_now))) >> epoch.own_ns >>
         epoch.unix_ns;
     epoch.own_ns -= clocks[static_cast<std::size_t>(world.rank())].offset_ns;
     return epoch;

@@ -18,8 +18,9 @@ struct RunEpoch {
 };
 
 /// Collective: the present moment of rank 0, which `clocks` (read_clocks) put on every rank's
-/// clock.
-RunEpoch agree_on_epoch(World& world, std::vector<ClockReading> const& clocks);
+/// clock. `clock` as in read_clocks().
+RunEpoch agree_on_epoch(World& world, std::vector<ClockReading> const& clocks,
+                        std::function<std::int64_t()> const& clock = now_ns);
 
 /// Readings of both ends of a run, by rank.
 std::vector<RankClock> joined(std::vector<ClockReading> const& start,

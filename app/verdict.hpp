@@ -44,7 +44,7 @@ struct Report {
     std::vector<GateResult> gates;  ///< one a timed variant
     std::vector<MemoryUse> memory;  ///< of each rank; empty where nothing is known
     std::vector<std::pair<std::string, std::int64_t>> memory_parts;  ///< of the largest plan
-    std::vector<RankClock> clocks;   ///< by rank
+    std::vector<RankClock> clocks;                                   ///< by rank
     std::vector<std::string> notes;  ///< what was not checked, what limits the result
 };
 

@@ -61,18 +61,35 @@ Axis rate_axis(std::vector<Curve> const& curves) {
         .low = floor, .high = ceiling > floor ? ceiling : 10 * floor, .begin = bottom, .end = top};
 }
 
-constexpr char const* style =
-    "<style>\n"
-    "svg { background: #fff; font: 13px sans-serif }\n"
-    "text { fill: #222 } .grid { stroke: #ddd } .axis { stroke: #222 }\n"
-    ".c0 { --c: #0063b2 } .c1 { --c: #c2410c } .c2 { --c: #15803d }\n"
-    ".c3 { --c: #7e22ce } .c4 { --c: #0f766e } .c5 { --c: #be123c }\n"
-    ".curve { stroke: var(--c); fill: none; stroke-width: 2 } .dot { fill: var(--c) }\n"
-    "@media (prefers-color-scheme: dark) {\n"
-    "svg { background: #16181c } text { fill: #e6e6e6 } .grid { stroke: #3a3d44 }\n"
-    ".axis { stroke: #e6e6e6 } .c0 { --c: #5cb0ff } .c1 { --c: #ff9d5c }\n"
-    ".c2 { --c: #5fd38a } .c3 { --c: #cf9bff } .c4 { --c: #5eead4 } .c5 { --c: #ff8fa3 } }\n"
-    "</style>\n";
+/// Of curves, on a light and on a dark page.
+constexpr std::array<std::pair<char const*, char const*>, 6> colors{{{"#0063b2", "#5cb0ff"},
+                                                                     {"#c2410c", "#ff9d5c"},
+                                                                     {"#15803d", "#5fd38a"},
+                                                                     {"#7e22ce", "#cf9bff"},
+                                                                     {"#0f766e", "#5eead4"},
+                                                                     {"#be123c", "#ff8fa3"}}};
+
+/// No CSS variables: not every viewer of SVG knows them.
+std::string style() {
+    std::string light =
+        "text { fill: #222 } .page { fill: #fff } .grid { stroke: #ddd } .axis { stroke: #222 }\n";
+    std::string dark =
+        "text { fill: #e6e6e6 } .page { fill: #16181c } .grid { stroke: #3a3d44 } .axis { stroke: "
+        "#e6e6e6 }\n";
+    for (std::size_t i = 0; i < colors.size(); ++i) {
+        auto const rule = [&](char const* color) {
+            return fmt::format(".c{0} .curve {{ stroke: {1} }} .c{0} .dot {{ fill: {1} }}\n", i,
+                               color);
+        };
+        light += rule(colors[i].first);
+        dark += rule(colors[i].second);
+    }
+    return fmt::format(
+        "<style>\nsvg {{ font: 13px sans-serif }} .curve {{ fill: none; stroke-width: 2 }}\n{}"
+        "@media (prefers-color-scheme: dark) {{\n{}}}\n</style>\n"
+        "<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n",
+        light, dark);
+}
 
 void add_axes(std::string& out, Axis const& x, Axis const& y) {
     auto const to = std::back_inserter(out);
@@ -100,7 +117,7 @@ void add_axes(std::string& out, Axis const& x, Axis const& y) {
 void add_curve(std::string& out, Curve const& curve, std::size_t index, Axis const& x,
                Axis const& y) {
     auto const to = std::back_inserter(out);
-    std::size_t const color = index % 6;
+    std::size_t const color = index % colors.size();
     fmt::format_to(to, "<g class=\"c{}\"><polyline class=\"curve\" points=\"", color);
     for (auto const& [bytes, rate] : curve.points) {
         fmt::format_to(to, "{:.1f},{:.1f} ", x.at(bytes), y.at(rate));
@@ -136,7 +153,7 @@ std::string rates_svg(std::vector<WireFacts> const& wires) {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" "
         "height=\"{1}\">\n<title>cpstep doctor: wires</title>\n",
         width, height);
-    out += style;
+    out += style();
     add_axes(out, x, y);
     for (std::size_t i = 0; i < curves.size(); ++i) {
         add_curve(out, curves[i], i, x, y);
