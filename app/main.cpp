@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -37,11 +38,9 @@ int main(int argc, char** argv) {
         return static_cast<int>(ExitCode::usage);
     }
     std::vector<std::string> const arguments(words.begin() + 1, words.end());
-    for (std::string const& word : arguments) {
-        if (word == "--help") {
-            std::fputs((doctor ? doctor_help() : run_help()).c_str(), stdout);
-            return 0;
-        }
+    if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
+        std::fputs((doctor ? doctor_help() : run_help()).c_str(), stdout);
+        return 0;
     }
     World world(argc, argv);
     try {

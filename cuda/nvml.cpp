@@ -150,7 +150,6 @@ void Nvml::Library::read_clocks(NvmlFacts& facts, NvmlDevice device) const {
 }
 
 void Nvml::Library::read_links(NvmlFacts& facts, NvmlDevice device) const {
-    facts.pcie_generation = number("nvmlDeviceGetCurrPcieLinkGeneration", device);
     facts.max_pcie_generation = number("nvmlDeviceGetMaxPcieLinkGeneration", device);
     facts.pcie_width = number("nvmlDeviceGetCurrPcieLinkWidth", device);
     facts.max_pcie_width = number("nvmlDeviceGetMaxPcieLinkWidth", device);

@@ -27,7 +27,7 @@ struct NvmlFacts {
     Fact<double> power_w;
     Fact<double> power_limit_w;
     Fact<int> temperature_c;
-    Fact<int> pcie_generation, max_pcie_generation;
+    Fact<int> max_pcie_generation;  ///< the present one is low while the link idles
     Fact<int> pcie_width, max_pcie_width;
     Fact<int> nvlinks;         ///< active ones
     Fact<int> nvlink_version;  ///< of the first active one

@@ -37,7 +37,6 @@ inline GpuFacts good_gpu(int local_rank) {
                 .power_w = known(120.0),
                 .power_limit_w = known(700.0),
                 .temperature_c = known(31),
-                .pcie_generation = known(1),
                 .max_pcie_generation = known(5),
                 .pcie_width = known(16),
                 .max_pcie_width = known(16),

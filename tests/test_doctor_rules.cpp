@@ -161,7 +161,7 @@ BOOST_AUTO_TEST_CASE(broken_memory_and_xids) {
     auto const with = [](auto NvmlFacts::*fact, auto value) {
         return [=](JobFacts& job) { job.ranks[0].gpu.nvml.*fact = known(value); };
     };
-    expect("GPU memory", Status::fail, {"uncorrected errors: 3"},
+    expect("GPU memory", Status::fail, {"uncorrected errors: 3 on 0000:1B:00.0 GPU-1"},
            with(&NvmlFacts::ecc_uncorrected, std::int64_t{3}));
     expect("GPU memory", Status::fail, {"waiting to be remapped"},
            with(&NvmlFacts::remap_pending, 1));

@@ -78,6 +78,9 @@ DoctorOptions parse_doctor_options(std::vector<std::string> const& arguments) {
 ExitCode doctor_command(World& world, std::vector<std::string> const& arguments) {
     DoctorOptions options;
     world.collectively([&] { options = parse_doctor_options(arguments); });
+    if (options.full && world.root()) {
+        fmt::print(stderr, "cpstep: measuring copies and wires, some tens of seconds\n");
+    }
     doctor::Probe probe(world, options.output, options.full);
     try {
         probe.try_wires();

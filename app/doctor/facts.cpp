@@ -23,9 +23,8 @@ void from_json(nlohmann::json const& json, Fact<T>& fact) {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(NvmlFacts, uuid, mig, compute_mode, persistence, processes,
                                    ecc_uncorrected, remap_pending, remap_failed, pages_pending,
                                    sm_clock_mhz, max_sm_clock_mhz, clock_reasons, power_w,
-                                   power_limit_w, temperature_c, pcie_generation,
-                                   max_pcie_generation, pcie_width, max_pcie_width, nvlinks,
-                                   nvlink_version, nvlink_switch)
+                                   power_limit_w, temperature_c, max_pcie_generation, pcie_width,
+                                   max_pcie_width, nvlinks, nvlink_version, nvlink_switch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CudaVersions, runtime, driver)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PeerCopy, from, to, readable, wrong_bytes, gb_per_s)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(HostLink, to_device, to_host)

@@ -12,6 +12,8 @@ Finding pass(std::string value);
 Finding warn(std::string value, std::string fix);
 Finding fail(std::string value, std::string fix);
 Finding skip(std::string const& why);
+/// A fact about a rank's GPU is not known: why, or why there is no GPU.
+Finding skip_gpu(RankFacts const& rank, std::string const& why);
 
 /// The worst of all ranks' findings.
 Finding joined(std::vector<Finding> const& by_rank);
@@ -32,7 +34,6 @@ std::string common_value(std::vector<std::string> const& by_rank, std::string& l
 /// "rank 3", "ranks 0,2,3", "ranks 0,1,2 and 61 more".
 std::string ranks_text(std::vector<int> const& ranks);
 
-/// For the findings of one rank: SKIP where the rank has no GPU.
 inline constexpr char const* parity_only = "such a run can prove parity; its times do not count";
 
 }  // namespace cpstep::doctor

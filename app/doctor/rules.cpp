@@ -25,6 +25,10 @@ Finding skip(std::string const& why) {
     return {.status = Status::skip, .value = why.empty() ? "not known" : why};
 }
 
+Finding skip_gpu(RankFacts const& rank, std::string const& why) {
+    return skip(why.empty() ? rank.gpu.why : why);
+}
+
 std::string ranks_text(std::vector<int> const& ranks) {
     constexpr std::ptrdiff_t most = 8;
     std::vector<int> const first(ranks.begin(),

@@ -160,7 +160,7 @@ Finding judge_models(JobFacts const& job) {
 Finding judge_mig(RankFacts const& rank) {
     Fact<int> const& mig = rank.gpu.nvml.mig;
     if (!mig.known()) {
-        return skip(mig.why.empty() ? rank.gpu.why : mig.why);  // cards without MIG say so
+        return skip_gpu(rank, mig.why);  // cards without MIG say so
     }
     return *mig.value == 0 ? pass("off")
                            : fail("on", std::string("nvidia-smi -mig 0; ") + parity_only);
@@ -169,7 +169,7 @@ Finding judge_mig(RankFacts const& rank) {
 Finding judge_compute_mode(RankFacts const& rank) {
     Fact<int> const& mode = rank.gpu.nvml.compute_mode;
     if (!mode.known()) {
-        return skip(mode.why.empty() ? rank.gpu.why : mode.why);
+        return skip_gpu(rank, mode.why);
     }
     switch (*mode.value) {
         case 0:
@@ -185,7 +185,7 @@ Finding judge_compute_mode(RankFacts const& rank) {
 Finding judge_persistence(RankFacts const& rank) {
     Fact<int> const& mode = rank.gpu.nvml.persistence;
     if (!mode.known()) {
-        return skip(mode.why.empty() ? rank.gpu.why : mode.why);
+        return skip_gpu(rank, mode.why);
     }
     return *mode.value == 1 ? pass("on")
                             : warn("off",
@@ -197,7 +197,7 @@ Finding judge_persistence(RankFacts const& rank) {
 Finding judge_processes(RankFacts const& rank) {
     Fact<int> const& processes = rank.gpu.nvml.processes;
     if (!processes.known()) {
-        return skip(processes.why.empty() ? rank.gpu.why : processes.why);
+        return skip_gpu(rank, processes.why);
     }
     if (*processes.value == 0) {
         return pass("none");
@@ -222,14 +222,14 @@ Finding judge_memory_health(RankFacts const& rank) {
     for (auto const& trouble : troubles) {
         any = any || trouble.count.known();
         if (trouble.count.value.value_or(0) > 0) {
-            return fail(fmt::format("{}: {} on {}", trouble.what, *trouble.count.value,
-                                    rank.gpu.pci_bus_id),
+            return fail(fmt::format("{}: {} on {} {}", trouble.what, *trouble.count.value,
+                                    rank.gpu.pci_bus_id, nvml.uuid.value.value_or("")),
                         "take the GPU out of use and reset it (nvidia-smi -r); if it comes back, "
                         "replace it");
         }
     }
     if (!any) {
-        return skip(nvml.ecc_uncorrected.why.empty() ? rank.gpu.why : nvml.ecc_uncorrected.why);
+        return skip_gpu(rank, nvml.ecc_uncorrected.why);
     }
     return pass("no uncorrected error, no row waiting");
 }
@@ -257,7 +257,7 @@ std::string clocks_text(NvmlFacts const& nvml) {
 Finding judge_clocks(RankFacts const& rank) {
     NvmlFacts const& nvml = rank.gpu.nvml;
     if (!nvml.clock_reasons.known()) {
-        return skip(nvml.clock_reasons.why.empty() ? rank.gpu.why : nvml.clock_reasons.why);
+        return skip_gpu(rank, nvml.clock_reasons.why);
     }
     std::string const value = clocks_text(nvml);
     std::int64_t const reasons = *nvml.clock_reasons.value;

@@ -24,7 +24,7 @@ Finding judge_pcie(RankFacts const& rank) {
     HostLink const& link = rank.gpu.host_link;
     if (!nvml.pcie_width.known() || !nvml.max_pcie_width.known() ||
         !nvml.max_pcie_generation.known()) {
-        return skip(nvml.pcie_width.why.empty() ? rank.gpu.why : nvml.pcie_width.why);
+        return skip_gpu(rank, nvml.pcie_width.why);
     }
     int const width = *nvml.pcie_width.value;
     // An idle link falls back to a lower generation; a copy brings it up again.
@@ -59,7 +59,7 @@ double expected_nvlink(RankFacts const& rank) {
 Finding judge_nvlink(RankFacts const& rank) {
     NvmlFacts const& nvml = rank.gpu.nvml;
     if (!nvml.nvlinks.known()) {
-        return skip(nvml.nvlinks.why.empty() ? rank.gpu.why : nvml.nvlinks.why);
+        return skip_gpu(rank, nvml.nvlinks.why);
     }
     if (*nvml.nvlinks.value == 0) {
         return rank.gpu.visible > 1
