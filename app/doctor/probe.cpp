@@ -103,6 +103,9 @@ void Probe::probe_gpu(RankFacts& facts, Nvml const& nvml) {
         facts.peers = probe_peers(nvml, full_);
     }
     world_.barrier();  // copies would slow each other down
+    if (full_) {
+        measure_host_links(gpu);
+    }
     if (!gpu.present) {
         gpu.backend = unknown<std::string>(gpu.why);
         return;
@@ -115,8 +118,16 @@ void Probe::probe_gpu(RankFacts& facts, Nvml const& nvml) {
         backend_ = make_cuda_backend({.ordinal = gpu.ordinal, .deadline = wire_deadline});
         return backend_->description();
     });
-    if (full_) {
-        gpu.host_link = measure_host_link(gpu.ordinal);
+}
+
+/// One rank of a host after the other: links and memory are shared.
+void Probe::measure_host_links(GpuFacts& gpu) {
+    auto const turns = static_cast<int>(world_.max(world_.local_size()));
+    for (int turn = 0; turn < turns; ++turn) {
+        if (gpu.present && turn == world_.local_rank()) {
+            gpu.host_link = measure_host_link(gpu.ordinal);
+        }
+        world_.barrier();
     }
 }
 

@@ -27,6 +27,7 @@ class Probe {
   private:
     RankFacts own_facts(std::filesystem::path const& output);
     void probe_gpu(RankFacts& facts, Nvml const& nvml);
+    void measure_host_links(GpuFacts& gpu);
     void probe_output_folder(std::filesystem::path const& output, RankFacts& facts);
     void try_wire(Transport transport);
 
