@@ -99,12 +99,10 @@ std::vector<OptionSpec> rollout_options() {
 }
 
 std::vector<OptionSpec> algorithm_options() {
-    auto const loss = [](auto PolicyLossOptions::*member) {
-        return [member](Options & o) -> auto& {
-            return o.loss.*member;
-        };
+    auto const loss = [](auto PolicyLossOptions::* member) {
+        return [member](Options& o) -> auto& { return o.loss.*member; };
     };
-    auto const loss_flag = [](bool PolicyLossOptions::*member) {
+    auto const loss_flag = [](bool PolicyLossOptions::* member) {
         return [member](Options& o, bool value) { o.loss.*member = value; };
     };
     OptionSpec high = real("eps-clip-high", "ratio up to 1+X", kNotNegative,
@@ -140,7 +138,7 @@ std::vector<OptionSpec> algorithm_options() {
 }
 
 std::vector<OptionSpec> optimizer_options() {
-    auto const adam = [](double AdamWOptions::*member) {
+    auto const adam = [](double AdamWOptions::* member) {
         return [member](Options& o) -> double& { return o.adamw.*member; };
     };
     return {
