@@ -55,7 +55,7 @@ class RebuildTensor(Rebuild):
         if count == 0:
             return np.zeros(size, storage.dtype)
         part = storage[offset:]
-        return np.lib.stride_tricks.as_strided(part, size, [n * part.itemsize for n in stride]).copy()
+        return np.lib.stride_tricks.as_strided(part, size, [n * part.itemsize for n in stride])
 
 
 class RebuildParameter(Rebuild):
@@ -185,6 +185,7 @@ class Archive:
         if len(pickles) != 1:
             raise DumpError(f"{len(pickles)} members data.pkl, expected 1: not an archive of torch.save")
         self.prefix = pickles[0][:-len("data.pkl")]
+        self.storages = {}
         order = self._member("byteorder") if self.prefix + "byteorder" in self.zip.namelist() else b"little"
         if order != b"little":
             raise DumpError("written on a big-endian machine")
@@ -199,7 +200,13 @@ class Archive:
         return self.zip.read(info)
 
     def load(self):
-        return DataUnpickler(io.BytesIO(self._member("data.pkl")), self._storage).load()
+        return DataUnpickler(io.BytesIO(self._member("data.pkl")), self.storage).load()
+
+    def storage(self, key, kind, count):
+        """Read once however many tensors view it."""
+        if (key, kind, count) not in self.storages:
+            self.storages[key, kind, count] = self._storage(key, kind, count)
+        return self.storages[key, kind, count]
 
     def _storage(self, key, kind, count):
         content = self._member("data/" + key)

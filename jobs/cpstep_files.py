@@ -287,9 +287,12 @@ class _Run:
 
 
 def _opened(path, wanted):
-    """Open for reading, also while it is written or after its writer was killed."""
+    """Open for reading; with swmr while it is written or after its writer was killed."""
     try:
-        file = h5py.File(path, "r", libver="latest", swmr=True)
+        try:
+            file = h5py.File(path, "r")
+        except OSError:
+            file = h5py.File(path, "r", libver="latest", swmr=True)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise CpstepFileError(f"{path}: not readable: {reason} (cut off before its first step was written?)") from None
