@@ -49,7 +49,7 @@ def test_events_are_those_of_the_rank_files_with_names_for_numbers(program):
         expect(list(own.variant) == [steps[s] for s in table["step"]], "variants")
     expect(len(files.load_events(output, [1])) == len(raw[1]["events"]), "one rank alone")
     # A call of all ranks ends on each after the last one posted it: clocks on one host agree.
-    calls = events[(events.kind == "comm") & (events.name == "grad.all")]
+    calls = events[(events.kind == "comm") & (events.name == "grad")]
     begin = calls.groupby(["step", "rank"]).t0_ns.min().unstack().max(axis=1)
     end = (calls.t0_ns + calls.dur_ns).groupby([calls.step, calls["rank"]]).max().unstack().min(axis=1)
     expect(len(begin) and (end > begin - 10**6).all(), f"time lines disagree: {(begin - end).max()} ns")

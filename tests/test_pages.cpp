@@ -1,8 +1,8 @@
 #define BOOST_TEST_MODULE pages
-#include "app/pages.hpp"
-
 #include <boost/test/unit_test.hpp>
 #include <sstream>
+
+#include "app/pages.hpp"
 
 using namespace cpstep;
 

@@ -10,8 +10,8 @@ foreach(program IN ITEMS cpstep cpstep-report)
 endforeach()
 
 # Pages of all programs, as cpstep_pages wrote them.
-install(DIRECTORY ${CPSTEP_SHARE_DIR}/man/ DESTINATION ${CMAKE_INSTALL_MANDIR})
-install(DIRECTORY ${CPSTEP_SHARE_DIR}/bash-completion/ DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion)
+install(DIRECTORY ${CMAKE_BINARY_DIR}/share/man/ DESTINATION ${CMAKE_INSTALL_MANDIR})
+install(DIRECTORY ${CMAKE_BINARY_DIR}/share/bash-completion/ DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion)
 
 # The inputs name each other from the folder above them: `cd PREFIX/share/cpstep` and run.
 install(DIRECTORY inputs DESTINATION ${share} PATTERN __pycache__ EXCLUDE)
