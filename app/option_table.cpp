@@ -110,7 +110,7 @@ std::vector<OptionSpec> algorithm_options() {
                            loss(&PolicyLossOptions::eps_clip_high));
     high.fallback = "eps-clip";
     return {
-        choice("advantage-estimator", "policy loss", {"grpo", "gspo", "cispo"},
+        choice("advantage-estimator", "", {"grpo", "gspo", "cispo"},
                [](Options& o, std::size_t i) { o.loss.estimator = static_cast<Estimator>(i); }),
         real("eps-clip", "ratio from 1-X", kUnit, loss(&PolicyLossOptions::eps_clip)),
         high,
@@ -217,12 +217,12 @@ std::vector<OptionSpec> measurement_options() {
         integer("warmup-steps", "untimed", kNotNegative, &Options::warmup_steps),
         integer("blocks", "ABBA blocks, 0: no timing", kNotNegative, &Options::blocks),
         integer("block-steps", "steps a visit", kFromOne, &Options::block_steps),
+        real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
         choice("trace-detail", "of timed steps", {"auto", "layers", "passes", "off"},
                [](Options& o, std::size_t i) {
                    o.trace_detail =
                        i == 0 ? std::nullopt : std::optional(static_cast<TraceDetail>(i - 1));
                }),
-        real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
     };
 }
 

@@ -134,6 +134,18 @@ def test_a_killed_run_gives_its_finished_steps(program):
     expect(any("no file of rank 1" in str(w.message) for w in seen), [str(w.message) for w in seen])
 
 
+def test_events_of_a_step_that_was_cut_off_are_left_out(program):
+    output, _, _ = smoke_run(program)
+    cut = program.path("cut")
+    shutil.copytree(output / "ranks", cut / "ranks")
+    with h5py.File(cut / "ranks/000/rank00001.h5", "r+") as file:  # killed between its events and its row of /steps
+        last = int(file["steps"]["step"][-1])
+        file["steps"].resize((len(file["steps"]) - 1,))
+    events = files.load_events(cut)
+    expect(events.groupby("rank").step.max().to_dict() == {0: last, 1: last - 1}, "events")
+    expect(files.load_steps(cut).step.iloc[-1] == last - 1, "a step that only rank 0 finished is no step")
+
+
 def test_what_is_no_run_is_named(program):
     output, _, _ = smoke_run(program)
     raises("no such folder", files.load_events, program.path())
