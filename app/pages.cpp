@@ -185,7 +185,6 @@ std::string program_page(std::string const& program, std::vector<CommandPage> co
                          std::string const& version) {
     std::string out = heading(program, "is context parallelism right, and is it free?", version);
     std::string commands;
-    std::string others;
     std::vector<std::string> examples;
     for (CommandPage const& page : pages) {
         commands += fmt::format(".TP\n.BR {} (1)\n{}\n", roff(page.title()), roff(page.summary));

@@ -40,6 +40,8 @@ void write_pages(std::filesystem::path const& folder) {
 
 }  // namespace
 
+// Nothing is lost where even the error cannot be printed.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
     try {
         cpstep::require(argc == 2, cpstep::ExitCode::usage, "usage: cpstep_pages DIR");
