@@ -83,8 +83,9 @@ def test_the_modulefile_follows_the_tree(program):
 
 
 def test_the_debian_package_names_its_libraries_and_runs(program):
-    if shutil.which("dpkg-shlibdeps") is None or shutil.which("cpack") is None:
-        print("SKIPPED: no dpkg-dev or cpack here")
+    missing = [tool for tool in ("dpkg-shlibdeps", "file", "cpack") if shutil.which(tool) is None]
+    if missing:
+        print(f"SKIPPED: no {missing[0]} here (jobs/install.sh --deb)")
         return
     if not (build_folder(program) / "CPackConfig.cmake").exists():
         print("SKIPPED: this build makes no package (CUDA)")
