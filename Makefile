@@ -10,7 +10,7 @@ TESTFLAGS ?=
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: help run test build check format asan cuda gpu-test bench memory deps cuda-deps clean
+.PHONY: help run test build check format asan cuda gpu-test bench memory deb deps cuda-deps clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,11 @@ bench: build ## speed of the host backend against PyTorch on this machine (16 GB
 
 memory: build ## peak memory of one rank against the sequence length
 	jobs/host_speed.sh --memory
+
+deb: build/host/build.ninja ## a Debian package of the host build, in build/deb (jobs/packaging)
+	jobs/install.sh --deb
+	cmake --build --preset host --target cpstep pages
+	cpack --config build/host/CPackConfig.cmake -B build/deb
 
 deps: ## install what is missing on Debian and Ubuntu, else name it
 	jobs/install.sh

@@ -51,6 +51,11 @@ inline Tensor values_of(Tensor kv) {
     return kv.columns(kv.cols / 2, kv.cols / 2);
 }
 
+/// `t` itself, or where partial results of its shape are summed in f32.
+inline Tensor summed(Tensor t, Tensor wide) {
+    return wide.absent() ? t : wide;
+}
+
 /// Query and key heads of one rank of a group of `size` that scatters heads: H/size query heads;
 /// the key heads they use, repeated where `size` does not divide G (then one a rank, or one a query
 /// head). `size` must divide H.

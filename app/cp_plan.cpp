@@ -109,6 +109,37 @@ struct Ring {
     }
 };
 
+/// The g-th gap of each sequence.
+Block gap_block(Block const& own, std::size_t g) {
+    Block gap;
+    for (std::vector<PositionRange> const& ranges : own.sequences) {
+        std::int64_t const begin = g == 0 ? 0 : ranges.at(g - 1).end;
+        PositionRange const range = ranges.at(g);
+        bool const seen = range.size() > 0 && range.begin > begin;
+        gap.sequences.push_back({{begin, seen ? range.begin : begin}});
+    }
+    return gap;
+}
+
+GatherPlan make_gather_plan(std::span<std::int64_t const> lengths, Split split, int rank) {
+    std::vector<Block> streams;
+    for (int owner = 0; owner < split.ranks; ++owner) {
+        streams.push_back(make_block(lengths, split, owner));
+    }
+    Block const& own = streams.at(static_cast<std::size_t>(rank));
+    GatherPlan plan;
+    plan.own = causal_segments(own, own);
+    for (std::size_t g = 0; g < static_cast<std::size_t>(split.chunks()); ++g) {
+        Block const gap = gap_block(own, g);
+        if (gap.rows() > 0) {
+            plan.gaps.push_back({gap.rows(), causal_segments(own, gap)});
+            std::vector<std::int32_t> const rows = rows_in(gap, streams);
+            plan.seen.insert(plan.seen.end(), rows.begin(), rows.end());
+        }
+    }
+    return plan;
+}
+
 }  // namespace
 
 std::vector<Segment> causal_segments(Block const& q, Block const& k) {
@@ -201,8 +232,7 @@ CpPlan make_cp_plan(std::span<std::int64_t const> lengths, CpConfig const& confi
     plan.own_rows = queries.rows();
     if (config.method == CpMethod::all_gather && config.size > 1) {
         plan.join = make_join_plan(lengths, own, 0, config.size);
-        Split const together{.layout = own.layout, .ranks = own.ranks, .group = own.ranks};
-        plan.gathered = causal_segments(queries, make_block(lengths, together, 0));
+        plan.gather = make_gather_plan(lengths, own, cp_rank);
         return plan;
     }
     if (config.a2a > 1) {

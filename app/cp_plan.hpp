@@ -68,15 +68,32 @@ struct JoinPlan {
 /// Ranks first .. first + count - 1 of a split with group 1.
 JoinPlan make_join_plan(std::span<std::int64_t const> lengths, Split split, int first, int count);
 
+/// Keys that lie in a gap between this rank's own rows of a sequence: before its g-th range of
+/// positions and after the one before. Queries from that range on see them all.
+struct GatherGap {
+    std::int64_t rows = 0;          ///< over all sequences
+    std::vector<Segment> segments;  ///< key rows local to the gap
+};
+
+/// all_gather of one micro-batch on one rank: own keys, then gaps, no key in two of them, so that
+/// no two calls add to the same dK/dV and the own keys need no wire.
+struct GatherPlan {
+    std::vector<Segment> own;        ///< own queries over own keys
+    std::vector<GatherGap> gaps;     ///< those that hold keys
+    std::vector<std::int32_t> seen;  ///< rows of the joined streams that lie in gaps, gap after gap
+
+    std::int64_t seen_rows() const { return static_cast<std::int64_t>(seen.size()); }
+};
+
 /// One micro-batch on one CP rank.
 struct CpPlan {
     CpConfig config;
     int rank = 0;
     std::vector<std::int64_t> lengths;
     std::int64_t own_rows = 0;
-    JoinPlan join;  ///< all_gather: all ranks; a2a, a2a+p2p: the ranks that scatter heads
-    std::vector<Segment> gathered;  ///< all_gather: own queries over all keys in position order
-    RingPlan ring;                  ///< the other methods; a ring of one for a2a and CP 1
+    JoinPlan join;      ///< all_gather: all ranks; a2a, a2a+p2p: the ranks that scatter heads
+    GatherPlan gather;  ///< all_gather
+    RingPlan ring;      ///< the other methods; a ring of one for a2a and CP 1
 };
 
 /// `lengths`: T of each packed sequence, in stream order.

@@ -1,14 +1,17 @@
 // K/V of all ranks are gathered once a layer; dK/dV are summed back to their owners.
 #pragma once
 
+#include <span>
+
 #include "app/cp_attention.hpp"
 
 namespace cpstep {
 
-/// Two segments a sequence (zigzag) over all keys in position order: one attention call each way,
-/// no merge. The gathered K/V are kept for backward; dK/dV are reduce-scattered in fp32. (Megatron
-/// `--cp-comm-type all_gather`; Llama 3, 2024, section 3.3.2.)
-/// Ledger labels: cp.kv.gather, cp.dkv.reduce_scatter.
+/// Own keys are folded in while the others' are on the wire, then the gaps of GatherPlan: full
+/// blocks but for the own square, no key in two of them. The keys of the gaps are kept for
+/// backward, where the gaps come first, so that dK/dV, reduce-scattered in fp32, travel behind the
+/// own square. All sums in fp32. (Bytes and calls as Megatron's `--cp-comm-type all_gather`; Llama
+/// 3, 2024, section 3.3.2.) Ledger labels: cp.kv.gather, cp.dkv.reduce_scatter.
 class GatherAttention final : public CpAttention {
   public:
     GatherAttention(Backend& backend, Comm& comm, Trace& trace, HeadShape shape, CpPlan const& plan,
@@ -23,18 +26,28 @@ class GatherAttention final : public CpAttention {
     static std::int64_t workspace_bytes(CpPlan const& plan, HeadShape shape, DType T);
 
   private:
-    Tensor all_keys(Tensor kept) const;
+    /// Operands of a backward call that all parts share.
+    struct Queries {
+        Tensor dq, q, o, d_o, lse;
+    };
+    Tensor seen_keys(Tensor kept) const;
+    void fold_in(Tensor o, Tensor lse, Tensor q, Tensor kv, std::span<Segment const> segments,
+                 Accumulate mode);
+    void add_share(Tensor dkv, Queries const& t, Tensor kv, std::span<Segment const> segments,
+                   Accumulate mode);
 
     Backend& backend_;
     Comm& comm_;
     Trace& trace_;
     HeadShape shape_;
     CpPlan const& plan_;
-    Buffer ordered_, joined_;  // i32 row indices of JoinPlan
-    // Workspace, (all rows, 2*G*D): keys as they arrive, and in the same memory later their
-    // gradient in rank order, f32; the gradient in position order; own rows of it, where they are
-    // rounded.
-    Tensor arrived_, by_rank_, gradient_, own_gradient_;
+    Buffer seen_;  // i32, GatherPlan::seen
+    // Workspace, 2*G*D columns. All rows: keys as they arrive and, in the same memory later, their
+    // gradient in rank order, f32. Seen rows: their gradient. Own rows: what others say of theirs.
+    Tensor arrived_, by_rank_, gradient_, from_others_;
+    // f32 sums of o, dq and own dK/dV, where these are rounded; absent where they are f32.
+    Tensor wide_o_, wide_dq_, wide_dkv_;
+    int ticket_ = -1;
 };
 
 }  // namespace cpstep

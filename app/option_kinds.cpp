@@ -91,6 +91,7 @@ OptionSpec choice(std::string name, std::string help, std::vector<std::string> c
     OptionSpec spec = make_spec(std::move(name), OptionKind::choice,
                                 fmt::format("{}", fmt::join(choices, "|")), std::move(help));
     spec.fallback = choices.front();
+    spec.choices = choices;
     spec.apply = [choices = std::move(choices), set = std::move(set)](
                      Options& options, std::string const& value, std::string const& label) {
         set(options, choice_index(value, choices, label));

@@ -152,6 +152,7 @@ OptionSpec choice_list(std::string name, std::array<std::string_view, N> const& 
     OptionSpec spec =
         make_spec(std::move(name), OptionKind::list, fmt::format("{}", fmt::join(names, ",")), "");
     spec.fallback = names.front();
+    spec.choices.assign(names.begin(), names.end());
     spec.apply = [names, member](Options& options, std::string const& value,
                                  std::string const& label) {
         std::vector<T> items;

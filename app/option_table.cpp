@@ -31,12 +31,13 @@ std::string apply_context_parallel(Options& options, std::string const& value,
     return fmt::format("{}", fmt::join(sizes, ","));
 }
 
+std::vector<std::string> const saved_arrays{"gradients", "weights"};
+
 std::string apply_save(Options& options, std::string const& value, std::string const& label) {
     options.save_gradients = options.save_weights = false;
     for (std::string const& item : split_list(value, label)) {
-        require(item == "gradients" || item == "weights", ExitCode::usage,
-                "{}: '{}' is not available; choose from: gradients, weights", label, item);
-        bool& target = item == "weights" ? options.save_weights : options.save_gradients;
+        bool const weights = choice_index(item, saved_arrays, label) == 1;
+        bool& target = weights ? options.save_weights : options.save_gradients;
         require(!target, ExitCode::usage, "{}: '{}' names {} twice", label, value, item);
         target = true;
     }
@@ -99,19 +100,17 @@ std::vector<OptionSpec> rollout_options() {
 }
 
 std::vector<OptionSpec> algorithm_options() {
-    auto const loss = [](auto PolicyLossOptions::*member) {
-        return [member](Options & o) -> auto& {
-            return o.loss.*member;
-        };
+    auto const loss = [](auto PolicyLossOptions::* member) {
+        return [member](Options& o) -> auto& { return o.loss.*member; };
     };
-    auto const loss_flag = [](bool PolicyLossOptions::*member) {
+    auto const loss_flag = [](bool PolicyLossOptions::* member) {
         return [member](Options& o, bool value) { o.loss.*member = value; };
     };
     OptionSpec high = real("eps-clip-high", "ratio up to 1+X", kNotNegative,
                            loss(&PolicyLossOptions::eps_clip_high));
     high.fallback = "eps-clip";
     return {
-        choice("advantage-estimator", "policy loss", {"grpo", "gspo", "cispo"},
+        choice("advantage-estimator", "", {"grpo", "gspo", "cispo"},
                [](Options& o, std::size_t i) { o.loss.estimator = static_cast<Estimator>(i); }),
         real("eps-clip", "ratio from 1-X", kUnit, loss(&PolicyLossOptions::eps_clip)),
         high,
@@ -140,7 +139,7 @@ std::vector<OptionSpec> algorithm_options() {
 }
 
 std::vector<OptionSpec> optimizer_options() {
-    auto const adam = [](double AdamWOptions::*member) {
+    auto const adam = [](double AdamWOptions::* member) {
         return [member](Options& o) -> double& { return o.adamw.*member; };
     };
     return {
@@ -218,20 +217,22 @@ std::vector<OptionSpec> measurement_options() {
         integer("warmup-steps", "untimed", kNotNegative, &Options::warmup_steps),
         integer("blocks", "ABBA blocks, 0: no timing", kNotNegative, &Options::blocks),
         integer("block-steps", "steps a visit", kFromOne, &Options::block_steps),
+        real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
         choice("trace-detail", "of timed steps", {"auto", "layers", "passes", "off"},
                [](Options& o, std::size_t i) {
                    o.trace_detail =
                        i == 0 ? std::nullopt : std::optional(static_cast<TraceDetail>(i - 1));
                }),
-        real("gate-ratio", "largest time ratio, 0: off", kNotNegative, &Options::gate_ratio),
     };
 }
 
 std::vector<OptionSpec> output_options() {
+    OptionSpec save = list("save", "of gradients,weights", "", apply_save);
+    save.choices = saved_arrays;
     return {
         text("output", "DIR", "results", &Options::output),
         flag("force", "overwrite a finished run", &Options::force),
-        list("save", "of gradients,weights", "", apply_save),
+        save,
         flag("quiet", "only the verdict", &Options::quiet),
         flag("dry-run", "print settings and plan, then stop", &Options::dry_run),
         flag("self-test", "plant known CP bugs", &Options::self_test),

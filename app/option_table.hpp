@@ -19,7 +19,8 @@ struct OptionSpec {
     std::string metavar;  ///< "" for a flag
     std::string help;     ///< one line; the reason for an option that is not applicable
     std::string section;
-    std::string fallback;  ///< text of the default, "" if there is none
+    std::string fallback;              ///< text of the default, "" if there is none
+    std::vector<std::string> choices;  ///< the words it takes; of a list, those of an item
     bool applicable = true;
     bool repeatable = false;       ///< mentions within one source are joined by ';'
     bool takes_two_words = false;  ///< "--sizes 2 4" on the command line is "2,4"

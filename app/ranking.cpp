@@ -42,7 +42,7 @@ VariantCost cost_of(Report const& report, VariantResult const& result) {
 
 /// Places from 1 in rising order of `key`.
 template <class Key>
-void place(std::vector<VariantCost>& costs, int VariantCost::*where, Key const& key) {
+void place(std::vector<VariantCost>& costs, int VariantCost::* where, Key const& key) {
     std::stable_sort(costs.begin(), costs.end(),
                      [&](VariantCost const& a, VariantCost const& b) { return key(a) < key(b); });
     for (std::size_t i = 0; i < costs.size(); ++i) {

@@ -150,7 +150,7 @@ void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*
             fold_in(i, sum, lse, q, i == 0 ? kv : at_hand);
         }
         if (hops) {
-            comm_.end_exchange(ticket_);
+            comm_.end_call(ticket_);
             at_hand = received_block(i + 1);
         }
     }
@@ -220,7 +220,7 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
     int home_ticket = -1;
     std::size_t const steps = plan_.steps.size();
     auto const end_way_home = [&](std::size_t i) {
-        comm_.end_exchange(home_ticket);
+        comm_.end_call(home_ticket);
         if (plan_.steps[i].home_from >= 0 && !planted(Fault::dkv_not_returned_home)) {
             backend_.scatter_add_rows(dkv_sum, straight_, home_straight_rows_);
         }
@@ -235,7 +235,7 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
             add_share(i, share, dq_sum, q, at_hand, o, d_o, lse);
         }
         if (i > 1) {
-            comm_.end_exchange(sum_ticket);
+            comm_.end_call(sum_ticket);
             if (busy) {
                 backend_.add(sum, share);
             }
@@ -246,14 +246,14 @@ void RingAttention::backward(Tensor dq, Tensor dkv, Tensor q, Tensor kv, Tensor 
             home_ticket = begin_way_home(i);
         }
         if (hops) {
-            comm_.end_exchange(block_ticket);
+            comm_.end_call(block_ticket);
             at_hand = received_block(i + 1);
         }
     }
     if (steps == 1) {
         return;
     }
-    comm_.end_exchange(sum_ticket);
+    comm_.end_call(sum_ticket);
     end_way_home(steps - 1);
     if (plan_.receives_by_ring && !planted(Fault::dkv_not_returned_home)) {
         backend_.scatter_add_rows(dkv_sum, by_ring_, home_by_ring_rows_);

@@ -39,8 +39,6 @@ class RingAttention final : public CpAttention {
     int begin_way_home(std::size_t i);
     Tensor received_block(std::size_t i) const;
     std::size_t forward_steps() const;
-    /// `t` itself, or where partial results of its shape are summed in f32.
-    Tensor summed(Tensor t, Tensor wide) const { return wide.absent() ? t : wide; }
 
     Backend& backend_;
     Comm& comm_;

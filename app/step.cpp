@@ -219,7 +219,7 @@ StepMetrics TrainStep::run_nudged(Variant& variant) {
 
 /// `pass` is "ref" or "old"; its log-probs go to `out` of every micro-batch, on loss rows.
 void TrainStep::log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
-                              Buffer BatchBuffers::*out) {
+                              Buffer BatchBuffers::* out) {
     Span const span = trace_.span(SpanKind::pass, pass + "_forward");
     ModelViews const views = make_views(layout_, weights);
     for (std::size_t i = 0; i < variant.batches().size(); ++i) {

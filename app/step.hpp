@@ -79,7 +79,7 @@ class TrainStep {
 
   private:
     void log_prob_pass(Variant& variant, std::string const& pass, Tensor weights,
-                       Buffer BatchBuffers::*out);
+                       Buffer BatchBuffers::* out);
     void perturb_old(Variant& variant);
     void whiten_advantages(Variant& variant);
     void set_rounded(Tensor to, std::vector<float> const& values);

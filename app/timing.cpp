@@ -162,8 +162,10 @@ std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,
         timing.mad = median_abs_deviation(seconds);
         timing.low = quantile(seconds, 0.0);
         timing.high = quantile(seconds, 1.0);
-        timing.exposed_comm = median(exposed);
-        timing.loss_comm = median(loss_comm);
+        // Steps of one run are all traced or none: without a trace (NaN) nothing is known.
+        bool const traced = !std::isnan(exposed.front());
+        timing.exposed_comm = traced ? median(exposed) : exposed.front();
+        timing.loss_comm = traced ? median(loss_comm) : loss_comm.front();
         timing.ratio = paired_ratio(steps, name, names.front(), seed);
         timings.push_back(timing);
     }

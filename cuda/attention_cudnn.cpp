@@ -5,7 +5,8 @@
 // - fewer than 64 queries or keys, heads of neither 64 nor 128 values, or rows that do not suit
 //   (rows_suit): the reference kernels. cuDNN has wrong gradients for some tiny shapes
 //   (cudnn-frontend issues 160 and 1072), and a plan for each takes longer than it saves.
-// - at least 4096 queries and no other piece to go with: one sequence, exact lengths.
+// - at least 4096 queries: one sequence, exact lengths, up to a fifth faster than packed ones
+//   (jobs/bench_attention.cpp, H200, 16k to 64k tokens).
 // - else packed: lengths and offsets are data, so that one plan serves all lengths up to a power of
 //   two. A plan takes a third of a second to build, and micro-batches rarely repeat a length. No
 //   sequence is empty (NaN before cuDNN 9.25).
@@ -108,8 +109,7 @@ class CudnnAttention final : public DeviceAttention {
     Tensor scratch(std::int64_t rows, std::int64_t cols, DType dtype, std::string_view name) const;
     Work divide(std::span<Segment const> segments, bool usable) const;
     bool runs_packed(std::vector<Piece> const& group) const {
-        return packing_ == Packing::together &&
-               (group.size() > 1 || group.front().queries.count < lone_rows);
+        return packing_ == Packing::together && group.front().queries.count < lone_rows;
     }
     GraphShape shape_of(std::vector<Piece> const& group, Operands const& tensors, HeadShape shape,
                         bool backward) const;
@@ -137,19 +137,21 @@ Work CudnnAttention::divide(std::span<Segment const> segments, bool usable) cons
     Work work;
     work.all = std::move(pieces.pieces);
     work.unseeing = std::move(pieces.unseeing);
+    std::vector<Piece> together;
     for (Piece const& piece : work.all) {
-        if (usable && piece.queries.count >= least_rows && piece.keys.count >= least_rows) {
-            work.large.push_back(piece);
-        } else {
+        if (!usable || piece.queries.count < least_rows || piece.keys.count < least_rows) {
             work.small.push_back(piece.segment());
+            continue;
         }
-    }
-    if (packing_ == Packing::together) {
-        work.groups = packed_groups(work.large);
-    } else {
-        for (Piece const& piece : work.large) {
+        work.large.push_back(piece);
+        if (packing_ == Packing::together && piece.queries.count < lone_rows) {
+            together.push_back(piece);
+        } else {
             work.groups.push_back({piece});
         }
+    }
+    for (std::vector<Piece>& group : packed_groups(together)) {
+        work.groups.push_back(std::move(group));
     }
     return work;
 }

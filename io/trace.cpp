@@ -211,8 +211,11 @@ void Trace::on_comm(CommRecord const& record) {
     add(SpanKind::wait, compute_stream, name, record.waited, record.resumed, 0, record.peer);
 }
 
-/// Marks of the step at hand become times.
+/// Marks of the step at hand become times, which a device tells of those it has reached.
 void Trace::resolve_marks() {
+    if (backend_ != nullptr) {
+        backend_->synchronize();
+    }
     for (Event& event : events_) {
         std::int64_t begin = event.t0_ns;
         std::int64_t end = event.dur_ns;

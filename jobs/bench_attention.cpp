@@ -104,7 +104,10 @@ Cost measure(Backend& backend, std::string const& what, std::vector<Segment> con
 Cost rank_cost(Backend& backend, CpPlan const& plan, DType sums) {
     std::vector<std::pair<std::int64_t, std::vector<Segment>>> calls;
     if (plan.config.method == CpMethod::all_gather) {
-        calls.emplace_back(plan.join.all_rows(), plan.gathered);
+        calls.emplace_back(plan.own_rows, plan.gather.own);
+        for (GatherGap const& gap : plan.gather.gaps) {
+            calls.emplace_back(gap.rows, gap.segments);
+        }
     } else {
         for (RingStep const& step : plan.ring.steps) {
             calls.emplace_back(step.rows, step.segments);

@@ -83,13 +83,13 @@ device_options() {
 
 section_tests() {
     local sources source stem count
-    mapfile -t sources < <(grep -lE 'gpu_present|cuda_device_count' tests/test_*.cpp)
+    mapfile -t sources < <(grep -lE 'gpu_present|has_gpu' tests/test_*.cpp)
     [ ${#sources[@]} -gt 0 ] || record tests MISSING 0 "no test asks for a device"
     for source in "${sources[@]}"; do
         stem=$(basename "$source" .cpp)
         if [ ! -x "$build/bin/$stem" ]; then
             record "$stem" MISSING 0 "not in $build/bin"
-        elif grep -q mpi_test_main.hpp "$source"; then
+        elif grep -q test_world "$source"; then
             for count in 1 2 3 4; do
                 launch "$count" "$build/bin/$stem"
                 run "$stem, $count ranks" "${launched[@]}"

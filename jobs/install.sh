@@ -1,20 +1,22 @@
 #!/bin/bash
-# install.sh [--check] [--bench] [--cuda]: what a build needs, or, with a flag, what `make check`, `make bench` or
-# `make cuda` needs too. Where all of it is present nothing is called, and no root is needed.
+# install.sh [--check] [--bench] [--cuda] [--deb]: what a build needs, or, with a flag, what `make check`, `make bench`,
+# `make cuda` or `make deb` needs too. Where all of it is present nothing is called, and no root is needed.
 # Exit: 0 all there, 2 usage, 3 something is missing and cannot be installed from here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libhdf5-dev
           libboost-program-options-dev libboost-test-dev libopenblas-openmp-dev libfmt-dev
-          nlohmann-json3-dev libpcre2-dev libutf8proc-dev python3-h5py python3-numpy)
+          nlohmann-json3-dev libpcre2-dev libutf8proc-dev python3-h5py python3-numpy python3-pandas
+          python3-matplotlib)
 cuda=
 for word in "$@"; do
     case $word in
         --cuda) cuda=1 ;;
         --check) packages+=(clang-format-19 clang-tidy-19 libomp-19-dev) ;;
         --bench) packages+=(python3-torch) ;;
-        *) echo "usage: $0 [--check] [--bench] [--cuda]" >&2; exit 2 ;;
+        --deb) packages+=(dpkg-dev file make) ;;
+        *) echo "usage: $0 [--check] [--bench] [--cuda] [--deb]" >&2; exit 2 ;;
     esac
 done
 

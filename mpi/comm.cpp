@@ -101,20 +101,44 @@ void Comm::all_reduce_sum(std::string_view label, Tensor data) {
     collective(label, "all_reduce", bytes_of(data), [&] { do_all_reduce_sum(label, data); });
 }
 
-void Comm::all_gather(std::string_view label, Tensor recv, Tensor send,
-                      std::span<std::int64_t const> rows) {
-    require_blocks("all_gather", *this, label, recv, send, rows);
-    collective(label, "all_gather", bytes_of(recv) - bytes_of(send),
-               [&] { do_all_gather(label, recv, send, rows); });
+/// Begins a call whose end is end_call(ticket).
+template <class Begin>
+int Comm::begin(Open open, Begin const& work) {
+    require_same_op(ledger_, open.label, open.op);
+    if (open.takes_part) {
+        wire_after_compute();
+        open.posted = time(Queue::wire);
+    }
+    int const ticket = work();
+    if (open.takes_part && queued()) {
+        open.done = time(Queue::wire);
+    }
+    open_.emplace(ticket, std::move(open));
+    return ticket;
 }
 
-void Comm::reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                              std::span<std::int64_t const> rows) {
+int Comm::begin_all_gather(std::string_view label, Tensor recv, Tensor send,
+                           std::span<std::int64_t const> rows) {
+    require_blocks("all_gather", *this, label, recv, send, rows);
+    return begin({.label = std::string(label),
+                  .op = "all_gather",
+                  .takes_part = true,
+                  .counts = true,
+                  .bytes = bytes_of(recv) - bytes_of(send)},
+                 [&] { return do_begin_all_gather(label, recv, send, rows); });
+}
+
+int Comm::begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                   std::span<std::int64_t const> rows) {
     require_blocks("reduce_scatter", *this, label, send, recv, rows);
     require_floats("reduce_scatter", label, send);
     require_floats("reduce_scatter", label, recv);
-    collective(label, "reduce_scatter", bytes_of(send) - bytes_of(recv),
-               [&] { do_reduce_scatter_sum(label, recv, send, rows); });
+    return begin({.label = std::string(label),
+                  .op = "reduce_scatter",
+                  .takes_part = true,
+                  .counts = true,
+                  .bytes = bytes_of(send) - bytes_of(recv)},
+                 [&] { return do_begin_reduce_scatter_sum(label, recv, send, rows); });
 }
 
 void Comm::all_to_all(std::string_view label, Tensor recv, Tensor send,
@@ -142,41 +166,31 @@ int Comm::begin_exchange(std::string_view label, Tensor send, int to, Tensor rec
     bool const receives = from != no_peer;
     require((!sends || send.contiguous()) && (!receives || recv.contiguous()), ExitCode::internal,
             "exchange '{}' takes contiguous tensors", label);
-    require_same_op(ledger_, label, "exchange");
-    Open open{.label = std::string(label), .takes_part = sends || receives};
-    if (sends) {
-        open.peer = world_rank_of(to);
-        open.bytes = bytes_of(send);
-    }
-    if (open.takes_part) {
-        wire_after_compute();
-        open.posted = time(Queue::wire);
-    }
-    int const ticket = do_begin_exchange(label, send, to, recv, from);
-    if (open.takes_part && queued()) {
-        open.done = time(Queue::wire);
-    }
-    open_.emplace(ticket, std::move(open));
-    return ticket;
+    return begin({.label = std::string(label),
+                  .op = "exchange",
+                  .peer = sends ? world_rank_of(to) : no_peer,
+                  .takes_part = sends || receives,
+                  .counts = sends,
+                  .bytes = sends ? bytes_of(send) : 0},
+                 [&] { return do_begin_exchange(label, send, to, recv, from); });
 }
 
-void Comm::end_exchange(int ticket) {
+void Comm::end_call(int ticket) {
     auto const node = open_.extract(ticket);
-    require(!node.empty(), ExitCode::internal, "no exchange is open under ticket {}", ticket);
+    require(!node.empty(), ExitCode::internal, "no call is open under ticket {}", ticket);
     Open const& open = node.mapped();
     if (!open.takes_part) {
-        do_end_exchange(ticket);
+        do_end_call(ticket);
         return;
     }
-    CommRecord record{
-        .label = open.label, .op = "exchange", .group_size = size_, .peer = open.peer};
+    CommRecord record{.label = open.label, .op = open.op, .group_size = size_, .peer = open.peer};
     record.bytes = open.bytes;
     record.posted = open.posted;
     record.waited = time(Queue::compute);
-    do_end_exchange(ticket);
+    do_end_call(ticket);
     record.done = queued() ? open.done : time(Queue::wire);
     record.resumed = time(Queue::compute);
-    if (open.peer != no_peer) {
+    if (open.counts) {
         count(record);
     }
     tell(record);

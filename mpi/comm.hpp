@@ -47,7 +47,9 @@ class CommObserver {
 /// deadline and throws Error(communication) past it, naming label, op, peer and group. An empty
 /// tensor may be default constructed. Buffers of one call never overlap.
 /// On a device calls queue work and return: it comes after all that the backend has queued before,
-/// and what the backend queues after the call (after end_exchange) finds it done.
+/// and what the backend queues after the call (after end_call) finds it done.
+/// A begun call leaves its buffers alone from end_call(ticket) on, not before. Several may be open;
+/// all ranks begin calls in the same order.
 class Comm {
   public:
     static constexpr int no_peer = -1;
@@ -66,13 +68,21 @@ class Comm {
 
     /// Every rank's block on every rank: `recv` holds those of all ranks in rank order, rows[r]
     /// rows each, `send` is block rank(); one type, contiguous. `rows` is the same on all ranks.
+    int begin_all_gather(std::string_view label, Tensor recv, Tensor send,
+                         std::span<std::int64_t const> rows);
     void all_gather(std::string_view label, Tensor recv, Tensor send,
-                    std::span<std::int64_t const> rows);
+                    std::span<std::int64_t const> rows) {
+        end_call(begin_all_gather(label, recv, send, rows));
+    }
 
     /// The reverse: `send` holds a block for each rank in rank order, rows[r] rows each, `recv`
     /// becomes the elementwise sum over ranks of block rank(); f32, contiguous.
+    int begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                 std::span<std::int64_t const> rows);
     void reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                            std::span<std::int64_t const> rows);
+                            std::span<std::int64_t const> rows) {
+        end_call(begin_reduce_scatter_sum(label, recv, send, rows));
+    }
 
     /// Piece r of `send` goes to rank r, piece r of `recv` comes from rank r; both flat, in rank
     /// order, one type, contiguous. Sizes of sender and receiver agree.
@@ -82,12 +92,11 @@ class Comm {
 
     /// Start sending `send` to group rank `to` and receiving `recv` from group rank `from`, never
     /// this rank itself; contiguous, sizes of sender and receiver agree, empty tensors are sent
-    /// too. With no_peer nothing is sent (or received) and that tensor is ignored. Buffers stay
-    /// untouched until
-    /// end_exchange(ticket). Several exchanges may be open; all ranks open them in the same order,
-    /// also a rank that neither sends nor receives.
+    /// too. With no_peer nothing is sent (or received) and that tensor is ignored; a rank that does
+    /// neither begins the exchange too.
     int begin_exchange(std::string_view label, Tensor send, int to, Tensor recv, int from);
-    void end_exchange(int ticket);
+
+    void end_call(int ticket);
 
     Ledger const& ledger() const { return ledger_; }
     void clear_ledger() { ledger_.clear(); }
@@ -95,16 +104,16 @@ class Comm {
 
   private:
     virtual void do_all_reduce_sum(std::string_view label, Tensor data) = 0;
-    virtual void do_all_gather(std::string_view label, Tensor recv, Tensor send,
-                               std::span<std::int64_t const> rows) = 0;
-    virtual void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                                       std::span<std::int64_t const> rows) = 0;
     virtual void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
                                std::span<std::int64_t const> send_elements,
                                std::span<std::int64_t const> recv_elements) = 0;
+    virtual int do_begin_all_gather(std::string_view label, Tensor recv, Tensor send,
+                                    std::span<std::int64_t const> rows) = 0;
+    virtual int do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                            std::span<std::int64_t const> rows) = 0;
     virtual int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
                                   int from) = 0;
-    virtual void do_end_exchange(int ticket) = 0;
+    virtual void do_end_call(int ticket) = 0;
 
     // Of wires whose calls queue work on a device; the host's have done theirs when they return.
     virtual bool queued() const { return false; }
@@ -114,8 +123,10 @@ class Comm {
 
     struct Open {
         std::string label;
-        int peer = no_peer;  // world rank sent to
+        std::string_view op;
+        int peer = no_peer;  // world rank sent to in an exchange
         bool takes_part = false;
+        bool counts = false;     // sends something
         std::int64_t bytes = 0;  // sent
         Mark posted = 0;
         Mark done = 0;  // where calls are queued
@@ -126,6 +137,8 @@ class Comm {
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);
+    template <class Begin>
+    int begin(Open open, Begin const& work);
     void count(CommRecord const& record);
     void tell(CommRecord const& record) const;
 

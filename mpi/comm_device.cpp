@@ -48,7 +48,7 @@ void DeviceComm::call_queued(std::string what) {
     (void)add(std::move(what), false);
 }
 
-int DeviceComm::exchange_queued(std::string what) {
+int DeviceComm::begun_queued(std::string what) {
     return add(std::move(what), true);
 }
 
@@ -92,7 +92,7 @@ void DeviceComm::forget_finished() {
     }
 }
 
-void DeviceComm::do_end_exchange(int ticket) {
+void DeviceComm::do_end_call(int ticket) {
     Call& call = calls_.at(ticket);
     if (call.finished) {
         CUDA_CHECK(cudaStreamWaitEvent(queues_.compute(), call.finished.get(), 0));

@@ -37,8 +37,8 @@ class DeviceComm : public Comm, protected QueueWatcher {
     /// All work of a collective is on the wire stream; `what` names the call while it is
     /// unfinished.
     void call_queued(std::string what);
-    /// The same for an exchange, which a later do_end_exchange(ticket) ends.
-    int exchange_queued(std::string what);
+    /// The same for a begun call, which a later do_end_call(ticket) ends.
+    int begun_queued(std::string what);
     /// An exchange in which this rank has no part.
     int exchange_skipped();
     /// Waits until all calls have finished, with the deadline of the queues.
@@ -51,10 +51,10 @@ class DeviceComm : public Comm, protected QueueWatcher {
     struct Call {
         std::string what;
         EventHandle finished;  ///< none where nothing was queued
-        bool open = false;     ///< an exchange that has not been ended
+        bool open = false;     ///< begun and not ended
     };
 
-    void do_end_exchange(int ticket) override;
+    void do_end_call(int ticket) override;
     bool queued() const override { return true; }
     void wire_after_compute() override { queues_.wire_after_compute(); }
     void compute_after_wire() override { queues_.compute_after_wire(); }

@@ -56,9 +56,9 @@ class IpcComm final : public DeviceComm {
     using Ranks = std::span<int const>;
 
     void do_all_reduce_sum(std::string_view label, Tensor data) override;
-    void do_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) override;
-    void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                               Sizes rows) override;
+    int do_begin_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) override;
+    int do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                    Sizes rows) override;
     void do_all_to_all(std::string_view label, Tensor recv, Tensor send, Sizes send_elements,
                        Sizes recv_elements) override;
     int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
@@ -282,7 +282,7 @@ void IpcComm::do_all_reduce_sum(std::string_view label, Tensor data) {
     call_queued(describe(call.op, label));
 }
 
-void IpcComm::do_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) {
+int IpcComm::do_begin_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) {
     Call const call = begin_call("all_gather", label);
     auto const row_bytes = recv.cols * static_cast<std::int64_t>(element_bytes(recv.dtype));
     for (int const peer : others_) {
@@ -306,10 +306,11 @@ void IpcComm::do_all_gather(std::string_view label, Tensor recv, Tensor send, Si
     std::ranges::for_each(others_, place);
     place(rank());
     done(others_, others_);
-    call_queued(describe(call.op, label));
+    return begun_queued(describe(call.op, label));
 }
 
-void IpcComm::do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send, Sizes rows) {
+int IpcComm::do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                         Sizes rows) {
     Call const call = begin_call("reduce_scatter", label);
     std::vector<std::byte*> const arrays = tell_and_hear_all(call, send);
     std::int64_t const begin = begins_of(rows)[own()] * send.cols;
@@ -323,7 +324,7 @@ void IpcComm::do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor 
         queue_sum(static_cast<float*>(recv.data), blocks, count, multiprocessors_, queues().wire());
     }
     done(others_, others_);
-    call_queued(describe(call.op, label));
+    return begun_queued(describe(call.op, label));
 }
 
 void IpcComm::do_all_to_all(std::string_view label, Tensor recv, Tensor send, Sizes send_elements,
@@ -379,7 +380,7 @@ int IpcComm::do_begin_exchange(std::string_view label, Tensor send, int to, Tens
         copy(recv.data, source, static_cast<std::int64_t>(recv.bytes()));
     }
     done(readers, sources);
-    return exchange_queued(describe(call.op, label, from, to));
+    return begun_queued(describe(call.op, label, from, to));
 }
 
 class IpcWires final : public Wires {

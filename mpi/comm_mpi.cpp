@@ -60,6 +60,9 @@ class MpiComm final : public Comm {
         if (std::uncaught_exceptions() == 0 && unfinished_ == 0) {
             (void)MPI_Comm_free(&comm_);
         }
+        for (auto& [ticket, call] : in_flight_) {
+            (void)call.pieces.release();  // MPI may still read them
+        }
     }
 
     int world_rank_of(int group_rank) const override {
@@ -72,14 +75,17 @@ class MpiComm final : public Comm {
         int peer = -1;            // world rank
         int expected_bytes = -1;  // of a receive; -1 for a send
     };
-    struct Exchange {
-        std::string label;
-        std::vector<Part> parts;
-    };
     /// Size and place of every rank's piece, in elements; MPI reads them until a call has finished.
     struct Pieces {
         std::vector<int> counts;
         std::vector<int> offsets;
+    };
+    /// A begun call: an exchange, or a collective, which has one part and pieces.
+    struct Begun {
+        std::string_view op;
+        std::string label;
+        std::vector<Part> parts;
+        std::unique_ptr<Pieces> pieces;
     };
 
     void do_all_reduce_sum(std::string_view label, Tensor data) override {
@@ -95,25 +101,34 @@ class MpiComm final : public Comm {
         }
     }
 
-    void do_all_gather(std::string_view label, Tensor recv, Tensor send,
-                       std::span<std::int64_t const> rows) override {
+    int do_begin_all_gather(std::string_view label, Tensor recv, Tensor send,
+                            std::span<std::int64_t const> rows) override {
         auto blocks = pieces_of("all_gather", label, rows, recv.cols);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
         MPI_CHECK(MPI_Iallgatherv(send_address(send), blocks->counts[own()], type_of(recv),
                                   recv_address(send, recv), blocks->counts.data(),
                                   blocks->offsets.data(), type_of(recv), comm_, &request));
-        finish(request, "all_gather", label, blocks);
+        return collective_begun("all_gather", label, request, std::move(blocks));
     }
 
-    void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                               std::span<std::int64_t const> rows) override {
+    int do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                    std::span<std::int64_t const> rows) override {
         auto blocks = pieces_of("reduce_scatter", label, rows, send.cols);
         MPI_Request request = MPI_REQUEST_NULL;
         ++unfinished_;
         MPI_CHECK(MPI_Ireduce_scatter(send_address(send), recv_address(send, recv),
                                       blocks->counts.data(), MPI_FLOAT, MPI_SUM, comm_, &request));
-        finish(request, "reduce_scatter", label, blocks);
+        return collective_begun("reduce_scatter", label, request, std::move(blocks));
+    }
+
+    int collective_begun(std::string_view op, std::string_view label, MPI_Request request,
+                         std::unique_ptr<Pieces> pieces) {
+        Begun call{.op = op, .label = std::string(label), .parts = {}, .pieces = std::move(pieces)};
+        call.parts.emplace_back().request = request;
+        int const ticket = next_ticket_++;
+        in_flight_.emplace(ticket, std::move(call));
+        return ticket;
     }
 
     void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
@@ -134,7 +149,8 @@ class MpiComm final : public Comm {
                           int from) override {
         int const ticket = next_ticket_++;
         int const tag = ticket % tag_count;
-        Exchange exchange{.label = std::string(label), .parts = {}};
+        Begun exchange{
+            .op = "exchange", .label = std::string(label), .parts = {}, .pieces = nullptr};
         ++unfinished_;
         if (from != no_peer) {
             for_each_chunk(recv, [&](std::byte* data, int bytes) {
@@ -155,12 +171,12 @@ class MpiComm final : public Comm {
         return ticket;
     }
 
-    void do_end_exchange(int ticket) override {
+    void do_end_call(int ticket) override {
         auto node = in_flight_.extract(ticket);
-        Exchange& exchange = node.mapped();
-        for (Part& part : exchange.parts) {
-            wait_for([&] { return test(exchange.label, part); }, world_.deadline(),
-                     [&] { return describe(exchange.label, part); });
+        Begun& call = node.mapped();
+        for (Part& part : call.parts) {
+            wait_for([&] { return test(call, part); }, world_.deadline(),
+                     [&] { return describe(call, part); }, call.pieces);
         }
         --unfinished_;
     }
@@ -212,23 +228,24 @@ class MpiComm final : public Comm {
         } while (at < total);
     }
 
-    std::string describe(std::string_view label, Part const& part) const {
-        return fmt::format("exchange '{}' with rank {} (group of {})", label, part.peer, size());
+    std::string describe(Begun const& call, Part const& part) const {
+        std::string const peer = part.peer < 0 ? "" : fmt::format(" with rank {}", part.peer);
+        return fmt::format("{} '{}'{} (group of {})", call.op, call.label, peer, size());
     }
 
-    bool test(std::string_view label, Part& part) const {
+    bool test(Begun const& call, Part& part) const {
         int flag = 0;
         MPI_Status status{};
         int const rc = MPI_Test(&part.request, &flag, &status);
         require(rc != MPI_ERR_TRUNCATE, ExitCode::communication,
-                "{}: a message longer than the expected {} bytes arrived", describe(label, part),
+                "{}: a message longer than the expected {} bytes arrived", describe(call, part),
                 part.expected_bytes);
         check_mpi(rc, "MPI_Test");
         if (flag != 0 && part.expected_bytes >= 0) {
             int bytes = 0;
             MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &bytes));
             require(bytes == part.expected_bytes, ExitCode::communication,
-                    "{}: {} bytes arrived where {} were expected", describe(label, part), bytes,
+                    "{}: {} bytes arrived where {} were expected", describe(call, part), bytes,
                     part.expected_bytes);
         }
         return flag != 0;
@@ -237,7 +254,7 @@ class MpiComm final : public Comm {
     World const& world_;
     MPI_Comm comm_;
     std::vector<int> members_;
-    std::map<int, Exchange> in_flight_;
+    std::map<int, Begun> in_flight_;
     int next_ticket_ = 0;
     int unfinished_ = 0;  // calls begun and not ended well
 };

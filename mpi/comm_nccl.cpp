@@ -122,9 +122,9 @@ class NcclComm final : public DeviceComm {
         });
     }
 
-    void do_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) override {
+    int do_begin_all_gather(std::string_view label, Tensor recv, Tensor send, Sizes rows) override {
         auto const row_bytes = recv.cols * static_cast<std::int64_t>(element_bytes(recv.dtype));
-        queue_collective("all_gather", label, [&] {
+        return begin_collective("all_gather", label, [&] {
             if (rows[own()] * row_bytes > 0 && equal(rows)) {
                 NCCL_CHECK(ncclAllGather(send.data, recv.data, bytes_of(rows[own()] * row_bytes),
                                          ncclUint8, comm(), wire()));
@@ -139,9 +139,9 @@ class NcclComm final : public DeviceComm {
         });
     }
 
-    void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                               Sizes rows) override {
-        queue_collective("reduce_scatter", label, [&] {
+    int do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                    Sizes rows) override {
+        return begin_collective("reduce_scatter", label, [&] {
             auto const* from = static_cast<float const*>(send.data);
             if (rows[own()] * send.cols > 0 && equal(rows)) {
                 NCCL_CHECK(ncclReduceScatter(from, recv.data, bytes_of(rows[own()] * send.cols),
@@ -190,7 +190,7 @@ class NcclComm final : public DeviceComm {
                 receive_from(from, recv.data, static_cast<std::int64_t>(recv.bytes()));
             }
         });
-        return exchange_queued(std::move(what));
+        return begun_queued(std::move(what));
     }
 
     void check() override { communicator_->check(); }
@@ -249,6 +249,12 @@ class NcclComm final : public DeviceComm {
         std::string what = describe(op, label);
         queue(what, add);
         call_queued(std::move(what));
+    }
+    template <class Add>
+    int begin_collective(std::string_view op, std::string_view label, Add const& add) {
+        std::string what = describe(op, label);
+        queue(what, add);
+        return begun_queued(std::move(what));
     }
 
     std::shared_ptr<Communicator> communicator_;

@@ -12,12 +12,12 @@ class SelfComm final : public Comm {
 
   private:
     void do_all_reduce_sum(std::string_view label, Tensor) override { refuse(label); }
-    void do_all_gather(std::string_view label, Tensor, Tensor,
-                       std::span<std::int64_t const>) override {
+    int do_begin_all_gather(std::string_view label, Tensor, Tensor,
+                            std::span<std::int64_t const>) override {
         refuse(label);
     }
-    void do_reduce_scatter_sum(std::string_view label, Tensor, Tensor,
-                               std::span<std::int64_t const>) override {
+    int do_begin_reduce_scatter_sum(std::string_view label, Tensor, Tensor,
+                                    std::span<std::int64_t const>) override {
         refuse(label);
     }
     void do_all_to_all(std::string_view label, Tensor, Tensor, std::span<std::int64_t const>,
@@ -27,7 +27,7 @@ class SelfComm final : public Comm {
     int do_begin_exchange(std::string_view label, Tensor, int, Tensor, int) override {
         refuse(label);
     }
-    void do_end_exchange(int) override { refuse("end_exchange"); }
+    void do_end_call(int) override { refuse("end_call"); }
 
     [[noreturn]] static void refuse(std::string_view what) {
         fail(ExitCode::internal, "'{}' reached the wire of a group of one", what);

@@ -53,7 +53,7 @@ class StagedComm final : public Comm {
     int world_rank_of(int group_rank) const override { return host_->world_rank_of(group_rank); }
 
   private:
-    struct Exchange {
+    struct Begun {
         Pair* pair = nullptr;
         Tensor arrived, recv;  // on the host, and where it goes
     };
@@ -64,48 +64,42 @@ class StagedComm final : public Comm {
         up(data, staged);
     }
 
-    void do_all_gather(std::string_view label, Tensor recv, Tensor send,
-                       std::span<std::int64_t const> rows) override {
-        move(recv, send, [&](Tensor arriving, Tensor leaving) {
-            host_->all_gather(label, arriving, leaving, rows);
+    int do_begin_all_gather(std::string_view label, Tensor recv, Tensor send,
+                            std::span<std::int64_t const> rows) override {
+        return begin(recv, send, [&](Tensor arriving, Tensor leaving) {
+            return host_->begin_all_gather(label, arriving, leaving, rows);
         });
     }
 
-    void do_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
-                               std::span<std::int64_t const> rows) override {
-        move(recv, send, [&](Tensor arriving, Tensor leaving) {
-            host_->reduce_scatter_sum(label, arriving, leaving, rows);
+    int do_begin_reduce_scatter_sum(std::string_view label, Tensor recv, Tensor send,
+                                    std::span<std::int64_t const> rows) override {
+        return begin(recv, send, [&](Tensor arriving, Tensor leaving) {
+            return host_->begin_reduce_scatter_sum(label, arriving, leaving, rows);
         });
     }
 
     void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
                        std::span<std::int64_t const> send_elements,
                        std::span<std::int64_t const> recv_elements) override {
-        move(recv, send, [&](Tensor arriving, Tensor leaving) {
-            host_->all_to_all(label, arriving, leaving, send_elements, recv_elements);
-        });
+        Tensor const leaving = down(call_->send, send);
+        Tensor const arriving = call_->recv.like(recv);
+        through([&] { host_->all_to_all(label, arriving, leaving, send_elements, recv_elements); });
+        up(recv, arriving);
     }
 
     int do_begin_exchange(std::string_view label, Tensor send, int to, Tensor recv,
                           int from) override {
-        Exchange exchange{.pair = take_pair(), .arrived = {}, .recv = {}};
-        Tensor const leaving = to != no_peer ? down(exchange.pair->send, send) : Tensor{};
-        if (from != no_peer) {
-            exchange.arrived = exchange.pair->recv.like(recv);
-            exchange.recv = recv;
-        }
-        int ticket = 0;
-        through(
-            [&] { ticket = host_->begin_exchange(label, leaving, to, exchange.arrived, from); });
-        in_flight_.emplace(ticket, exchange);
-        return ticket;
+        return begin(from != no_peer ? recv : Tensor{}, to != no_peer ? send : Tensor{},
+                     [&](Tensor arriving, Tensor leaving) {
+                         return host_->begin_exchange(label, leaving, to, arriving, from);
+                     });
     }
 
-    void do_end_exchange(int ticket) override {
-        through([&] { host_->end_exchange(ticket); });
-        Exchange const exchange = in_flight_.extract(ticket).mapped();
-        up(exchange.recv, exchange.arrived);
-        free_.push_back(exchange.pair);
+    void do_end_call(int ticket) override {
+        through([&] { host_->end_call(ticket); });
+        Begun const call = in_flight_.extract(ticket).mapped();
+        up(call.recv, call.arrived);
+        free_.push_back(call.pair);
     }
 
     /// A call may begin when its buffers are ready: waiting for them is not communication.
@@ -119,13 +113,16 @@ class StagedComm final : public Comm {
         in_call_ = false;
     }
 
-    /// A collective from `send` to `recv` by way of the host.
+    /// Begins a call from `send` to `recv` by way of the host.
     template <class Call>
-    void move(Tensor recv, Tensor send, Call const& call) {
-        Tensor const leaving = down(call_->send, send);
-        Tensor const arriving = call_->recv.like(recv);
-        through([&] { call(arriving, leaving); });
-        up(recv, arriving);
+    int begin(Tensor recv, Tensor send, Call const& call) {
+        Begun begun{.pair = take_pair(), .arrived = {}, .recv = recv};
+        Tensor const leaving = down(begun.pair->send, send);
+        begun.arrived = begun.pair->recv.like(recv);
+        int ticket = 0;
+        through([&] { ticket = call(begun.arrived, leaving); });
+        in_flight_.emplace(ticket, begun);
+        return ticket;
     }
 
     Tensor down(Staging& staging, Tensor tensor) {
@@ -154,9 +151,9 @@ class StagedComm final : public Comm {
     Backend& backend_;
     std::unique_ptr<Comm> host_;
     std::vector<std::unique_ptr<Pair>> pairs_;  // all there are
-    std::vector<Pair*> free_;                   // those that no exchange holds
-    Pair* call_ = take_pair();                  // of collectives
-    std::map<int, Exchange> in_flight_;
+    std::vector<Pair*> free_;                   // those that no begun call holds
+    Pair* call_ = take_pair();                  // of calls that end where they begin
+    std::map<int, Begun> in_flight_;
     bool in_call_ = false;
 };
 

@@ -39,7 +39,7 @@ std::int64_t count_wrong(Backend& backend, Tensor tensor, Expected const& expect
 void ring(Comm& wire, Tensor send, Tensor receive) {
     int const next = (wire.rank() + 1) % wire.size();
     int const before = (wire.rank() + wire.size() - 1) % wire.size();
-    wire.end_exchange(wire.begin_exchange("doctor.ring", send, next, receive, before));
+    wire.end_call(wire.begin_exchange("doctor.ring", send, next, receive, before));
 }
 
 /// Seconds of a call on the slowest rank.

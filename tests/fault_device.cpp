@@ -43,8 +43,8 @@ void step(Trace& trace, Backend& backend, Comm& cp, Tensor recv, Tensor send) {
     trace.begin_step("cp2");
     {
         Span const span = trace.span(SpanKind::pass, "exchange");
-        cp.end_exchange(cp.begin_exchange("cp.kv", send, (cp.rank() + 1) % cp.size(), recv,
-                                          (cp.rank() + cp.size() - 1) % cp.size()));
+        cp.end_call(cp.begin_exchange("cp.kv", send, (cp.rank() + 1) % cp.size(), recv,
+                                      (cp.rank() + cp.size() - 1) % cp.size()));
         backend.synchronize();
     }
     trace.end_step();
@@ -53,8 +53,11 @@ void step(Trace& trace, Backend& backend, Comm& cp, Tensor recv, Tensor send) {
 void run(World& world, bool peer, std::filesystem::path const& output) {
     world.set_deadline(20s);
     auto const backend = make_backend(world);
-    Trace trace(output, {.rank = world.rank(), .world = world.size(), .epoch_ns = now_ns()}, {},
-                {});
+    RankFileInfo info;
+    info.rank = world.rank();
+    info.world = world.size();
+    info.epoch_ns = now_ns();
+    Trace trace(output, info, {}, {});
     trace.set_backend(backend.get());
     bool const last = world.rank() + 1 == world.size();
     try {

@@ -16,7 +16,7 @@ void run(World& world) {
     auto const rows = static_cast<std::int64_t>(send.size());
     for (int step = 0; step < 4; ++step) {
         require(world.rank() != 1 || step < 2, ExitCode::nonfinite, "planted failure");
-        cp.end_exchange(cp.begin_exchange(
+        cp.end_call(cp.begin_exchange(
             "cp.kv", {send.data(), DType::f32, rows, 1, 1}, (cp.rank() + 1) % cp.size(),
             {recv.data(), DType::f32, rows, 1, 1}, (cp.rank() + cp.size() - 1) % cp.size()));
     }

@@ -21,7 +21,7 @@ def test_without_a_device_the_run_says_so(program):
 
 
 def test_ranks_share_a_gpu_only_where_that_is_asked_for(program):
-    refused(program, 2, ["2 ranks of a host see 1 CUDA device", "--allow-gpu-sharing"], *GPU,
+    refused(program, 2, ["ranks 0 and 1 use one GPU", "--allow-gpu-sharing"], *GPU,
             env={"CUDA_VISIBLE_DEVICES": "0"})
 
 

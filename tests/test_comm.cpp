@@ -51,8 +51,8 @@ BOOST_AUTO_TEST_CASE(a_ring_to_the_right_delivers_the_left_neighbours_values) {
     // After s shifts a rank holds the values of rank - s; from 3 ranks on the direction shows.
     for (int step = 1; step < comm->size(); ++step) {
         std::vector<std::int32_t> arriving(2, -1);
-        comm->end_exchange(comm->begin_exchange("ring", tensor_of(values), next(*comm),
-                                                tensor_of(arriving), previous(*comm)));
+        comm->end_call(comm->begin_exchange("ring", tensor_of(values), next(*comm),
+                                            tensor_of(arriving), previous(*comm)));
         int const origin = (comm->rank() - step + comm->size()) % comm->size();
         BOOST_TEST(arriving[0] == origin);
         BOOST_TEST(arriving[1] == 100 + origin);
@@ -71,12 +71,12 @@ BOOST_AUTO_TEST_CASE(messages_may_differ_in_size_and_be_empty) {
         };
         std::vector<float> send(size_of(comm->rank()), static_cast<float>(comm->rank()));
         std::vector<float> recv(size_of(previous(*comm)), -1.0F);
-        comm->end_exchange(comm->begin_exchange("sizes", tensor_of(send), next(*comm),
-                                                tensor_of(recv), previous(*comm)));
+        comm->end_call(comm->begin_exchange("sizes", tensor_of(send), next(*comm), tensor_of(recv),
+                                            previous(*comm)));
         auto const right = std::ranges::count(recv, static_cast<float>(previous(*comm)));
         BOOST_TEST(right == std::ssize(recv));
     }
-    comm->end_exchange(
+    comm->end_call(
         comm->begin_exchange("nothing", Tensor{}, next(*comm), Tensor{}, previous(*comm)));
     BOOST_TEST(comm->ledger().at("nothing").calls == 1);
     BOOST_TEST(comm->ledger().at("nothing").bytes == 0);
@@ -95,7 +95,7 @@ BOOST_AUTO_TEST_CASE(a_chain_has_ends_that_only_send_or_only_receive) {
     comm->set_observer(&recorder);
     std::vector<std::int32_t> mine{rank, 100 + rank};
     std::vector<std::int32_t> arriving(2, -1);
-    comm->end_exchange(comm->begin_exchange(
+    comm->end_call(comm->begin_exchange(
         "chain", last ? Tensor{} : tensor_of(mine), last ? Comm::no_peer : rank + 1,
         first ? Tensor{} : tensor_of(arriving), first ? Comm::no_peer : rank - 1));
     BOOST_TEST(arriving[0] == rank - 1);
@@ -130,7 +130,7 @@ BOOST_AUTO_TEST_CASE(ranks_without_a_part_in_an_exchange_keep_in_step_and_record
                                                comm->rank() == 1 ? 0 : Comm::no_peer));
     }
     for (std::size_t const k : {2, 0, 1}) {
-        comm->end_exchange(tickets[k]);
+        comm->end_call(tickets[k]);
         BOOST_TEST(buffers[k][0] == (comm->rank() < 2 ? 10 + static_cast<int>(k) : -1));
     }
     BOOST_TEST(comm->ledger().size() == (comm->rank() == 0 ? 3U : 0U));
@@ -139,8 +139,8 @@ BOOST_AUTO_TEST_CASE(ranks_without_a_part_in_an_exchange_keep_in_step_and_record
     // A ring among all shows that the tickets still agree.
     std::vector<std::int32_t> mine{comm->rank()};
     std::vector<std::int32_t> arriving{-1};
-    comm->end_exchange(comm->begin_exchange("ring", tensor_of(mine), next(*comm),
-                                            tensor_of(arriving), previous(*comm)));
+    comm->end_call(comm->begin_exchange("ring", tensor_of(mine), next(*comm), tensor_of(arriving),
+                                        previous(*comm)));
     BOOST_TEST(arriving[0] == previous(*comm));
 }
 
@@ -174,11 +174,11 @@ BOOST_AUTO_TEST_CASE(open_exchanges_may_end_in_any_order) {
                                                next(*comm), tensor_of(recv[at]), previous(*comm)));
     }
     for (std::size_t const at : {2, 0, 3, 1}) {
-        comm->end_exchange(tickets[at]);
+        comm->end_call(tickets[at]);
         auto const want = static_cast<std::int32_t>(10 * previous(*comm) + static_cast<int>(at));
         BOOST_TEST(std::ranges::count(recv[at], want) == 50'000);
     }
-    BOOST_CHECK_THROW(comm->end_exchange(tickets[0]), Error);
+    BOOST_CHECK_THROW(comm->end_call(tickets[0]), Error);
 }
 
 BOOST_AUTO_TEST_CASE(a_message_of_another_size_than_expected_is_an_error) {
@@ -190,8 +190,8 @@ BOOST_AUTO_TEST_CASE(a_message_of_another_size_than_expected_is_an_error) {
         std::vector<float> send(arriving);
         std::vector<float> recv(4);
         Error const error = error_of([&] {
-            comm->end_exchange(comm->begin_exchange("cp.kv", tensor_of(send), next(*comm),
-                                                    tensor_of(recv), previous(*comm)));
+            comm->end_call(comm->begin_exchange("cp.kv", tensor_of(send), next(*comm),
+                                                tensor_of(recv), previous(*comm)));
         });
         BOOST_TEST((error.code() == ExitCode::communication));
         BOOST_TEST(
@@ -224,8 +224,8 @@ BOOST_AUTO_TEST_CASE(disjoint_groups_work_side_by_side_in_the_order_given) {
         comm->set_observer(&recorder);
         std::vector<std::int32_t> mine{world.rank()};
         std::vector<std::int32_t> arriving{-1};
-        comm->end_exchange(comm->begin_exchange("ring", tensor_of(mine), next(*comm),
-                                                tensor_of(arriving), previous(*comm)));
+        comm->end_call(comm->begin_exchange("ring", tensor_of(mine), next(*comm),
+                                            tensor_of(arriving), previous(*comm)));
         BOOST_TEST(arriving[0] == members[static_cast<std::size_t>(previous(*comm))]);
         BOOST_TEST(recorder.records.at(0).peer == members[static_cast<std::size_t>(next(*comm))]);
     }
@@ -242,8 +242,8 @@ BOOST_AUTO_TEST_CASE(the_ledger_counts_calls_and_bytes_by_label) {
     comm->all_reduce_sum("grad", tensor_of(ten));
     comm->all_reduce_sum("grad", tensor_of(three));
     for (int i = 0; i < 3; ++i) {
-        comm->end_exchange(comm->begin_exchange("cp.kv", tensor_of(three), next(*comm),
-                                                tensor_of(arriving), previous(*comm)));
+        comm->end_call(comm->begin_exchange("cp.kv", tensor_of(three), next(*comm),
+                                            tensor_of(arriving), previous(*comm)));
     }
     Ledger const want{
         {"cp.kv", {.op = "exchange", .group_size = comm->size(), .calls = 3, .bytes = 36}},
@@ -266,7 +266,7 @@ BOOST_AUTO_TEST_CASE(observers_see_when_a_call_was_posted_waited_for_and_done) {
         comm->begin_exchange("swap", tensor_of(a), next(*comm), tensor_of(b), previous(*comm));
     std::this_thread::sleep_for(20ms);
     BOOST_TEST(recorder.records.empty());
-    comm->end_exchange(ticket);
+    comm->end_call(ticket);
     comm->all_reduce_sum("sum", tensor_of(a));
     BOOST_REQUIRE_EQUAL(recorder.records.size(), 2U);
     for (CommRecord const& record : recorder.records) {
@@ -307,7 +307,7 @@ BOOST_AUTO_TEST_CASE(a_label_stands_for_one_op) {
     });
     BOOST_TEST((error.code() == ExitCode::internal));
     BOOST_TEST(contains(error.what(), "'x'"));
-    comm->end_exchange(
+    comm->end_call(
         comm->begin_exchange("y", tensor_of(a), next(*comm), tensor_of(b), previous(*comm)));
     BOOST_CHECK_THROW(comm->all_reduce_sum("y", tensor_of(a)), Error);
 }
@@ -373,8 +373,8 @@ BOOST_AUTO_TEST_CASE(a_skipped_exchange_names_the_silent_rank) {
     std::vector<float> send(200'000, 1.0F);
     std::vector<float> recv(200'000, 0.0F);
     auto const shift = [&] {
-        comm->end_exchange(comm->begin_exchange("cp.kv", tensor_of(send), next(*comm),
-                                                tensor_of(recv), previous(*comm)));
+        comm->end_call(comm->begin_exchange("cp.kv", tensor_of(send), next(*comm), tensor_of(recv),
+                                            previous(*comm)));
     };
     auto const aside = world.rank() < 2 ? world.make_host_comm({0, 1}) : nullptr;
     std::vector<float> token(1);

@@ -78,6 +78,24 @@ Split split_of(CpConfig const& config) {
     return {.layout = config.layout, .ranks = config.size, .group = config.a2a};
 }
 
+std::vector<Place> picked(std::vector<Place> const& from, std::vector<std::int32_t> const& rows) {
+    std::vector<Place> result;
+    for (std::int32_t const row : rows) {
+        result.push_back(from.at(static_cast<std::size_t>(row)));
+    }
+    return result;
+}
+
+/// The streams of all ranks, one after another.
+std::vector<Place> joined_places(std::vector<std::int64_t> const& lengths, Split split) {
+    std::vector<Place> all;
+    for (int rank = 0; rank < split.holders(); ++rank) {
+        std::vector<Place> const own = places(make_block(lengths, split, rank));
+        all.insert(all.end(), own.begin(), own.end());
+    }
+    return all;
+}
+
 /// All (query, key) pairs that the ranks compute for one head: of scattered heads, those of the
 /// first rank of each group.
 Coverage coverage(std::vector<std::int64_t> const& lengths, CpConfig const& config) {
@@ -86,10 +104,19 @@ Coverage coverage(std::vector<std::int64_t> const& lengths, CpConfig const& conf
     for (int rank = 0; rank < config.size; rank += config.a2a) {
         CpPlan const plan = make_cp_plan(lengths, config, rank);
         auto const queries = places(make_block(lengths, split, rank / config.a2a));
-        Split const whole{.layout = split.layout, .ranks = split.ranks, .group = split.ranks};
-        for (Segment const& segment : plan.gathered) {
-            result.add(segment, queries, places(make_block(lengths, whole, 0)), lengths);
+        for (Segment const& segment : plan.gather.own) {
+            result.add(segment, queries, queries, lengths);
         }
+        std::vector<Place> const seen = picked(joined_places(lengths, split), plan.gather.seen);
+        std::int64_t row = 0;
+        for (GatherGap const& gap : plan.gather.gaps) {
+            for (Segment segment : gap.segments) {
+                segment.kv_row += row;
+                result.add(segment, queries, seen, lengths);
+            }
+            row += gap.rows;
+        }
+        BOOST_REQUIRE_EQUAL(row, plan.gather.seen_rows());
         for (RingStep const& step : plan.ring.steps) {
             auto const keys = places(make_block(lengths, split, step.owner, step.chunks));
             for (Segment const& segment : step.segments) {
@@ -113,14 +140,6 @@ std::int64_t area(std::vector<Segment> const& segments) {
         }
     }
     return pairs;
-}
-
-std::vector<Place> picked(std::vector<Place> const& from, std::vector<std::int32_t> const& rows) {
-    std::vector<Place> result;
-    for (std::int32_t const row : rows) {
-        result.push_back(from.at(static_cast<std::size_t>(row)));
-    }
-    return result;
 }
 
 /// The rings of all ranks.
@@ -199,7 +218,10 @@ BOOST_AUTO_TEST_CASE(zigzag_work_is_equal_on_all_ranks_when_the_length_divides) 
             }
             for (int rank = 0; rank < size; ++rank) {
                 CpPlan const plan = make_cp_plan(lengths, config, rank);
-                std::int64_t pairs = area(plan.gathered);
+                std::int64_t pairs = area(plan.gather.own);
+                for (GatherGap const& gap : plan.gather.gaps) {
+                    pairs += area(gap.segments);
+                }
                 for (RingStep const& step : plan.ring.steps) {
                     pairs += area(step.segments);
                 }
@@ -379,10 +401,15 @@ BOOST_AUTO_TEST_CASE(two_ranks_have_the_documented_segments) {
     BOOST_TEST((rings.plans[0].steps[1].segments == std::vector<Segment>{{2, 2, 0, 4, 3}}));
     BOOST_TEST((rings.plans[1].steps[1].segments == std::vector<Segment>{{0, 4, 0, 2, 1}}));
     CpConfig const gather{.size = 2, .method = CpMethod::all_gather};
-    BOOST_TEST((make_cp_plan(lengths, gather, 0).gathered ==
-                std::vector<Segment>{{0, 2, 0, 2, 0}, {2, 2, 0, 8, 6}}));
-    BOOST_TEST(
-        (make_cp_plan(lengths, gather, 1).gathered == std::vector<Segment>{{0, 4, 0, 6, 2}}));
+    GatherPlan const low = make_cp_plan(lengths, gather, 0).gather;
+    BOOST_TEST((low.own == std::vector<Segment>{{0, 4, 0, 4, 0}}));
+    BOOST_REQUIRE_EQUAL(low.gaps.size(), 1U);
+    BOOST_TEST((low.gaps[0].segments == std::vector<Segment>{{2, 2, 0, 4, 3}}));
+    BOOST_TEST((low.seen == std::vector<std::int32_t>{4, 5, 6, 7}));
+    GatherPlan const high = make_cp_plan(lengths, gather, 1).gather;
+    BOOST_REQUIRE_EQUAL(high.gaps.size(), 1U);
+    BOOST_TEST((high.gaps[0].segments == std::vector<Segment>{{0, 4, 0, 2, 1}}));
+    BOOST_TEST((high.seen == std::vector<std::int32_t>{0, 1}));
 }
 
 BOOST_AUTO_TEST_CASE(an_empty_micro_batch_still_has_every_step) {

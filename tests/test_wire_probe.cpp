@@ -35,10 +35,15 @@ class MadeUpWire final : public Comm {
         spoil(values);
         return 0;
     }
-    void do_end_exchange(int) override {}
-    void do_all_gather(std::string_view, Tensor, Tensor, std::span<std::int64_t const>) override {}
-    void do_reduce_scatter_sum(std::string_view, Tensor, Tensor,
-                               std::span<std::int64_t const>) override {}
+    int do_begin_all_gather(std::string_view, Tensor, Tensor,
+                            std::span<std::int64_t const>) override {
+        return 0;
+    }
+    int do_begin_reduce_scatter_sum(std::string_view, Tensor, Tensor,
+                                    std::span<std::int64_t const>) override {
+        return 0;
+    }
+    void do_end_call(int) override {}
     void do_all_to_all(std::string_view, Tensor, Tensor, std::span<std::int64_t const>,
                        std::span<std::int64_t const>) override {}
 

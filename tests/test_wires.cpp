@@ -84,7 +84,7 @@ template <class T>
 void check_ring(Wire& wire, Comm& comm, std::int64_t count, int turn) {
     Array<T> const send(wire.backend, numbers<T>(count, comm.rank(), turn));
     Array<T> const recv(wire.backend, std::vector<T>(at(count)));
-    comm.end_exchange(comm.begin_exchange("ring", send, next(comm), recv, previous(comm)));
+    comm.end_call(comm.begin_exchange("ring", send, next(comm), recv, previous(comm)));
     BOOST_TEST((recv.values() == numbers<T>(count, previous(comm), turn)));
 }
 
@@ -218,7 +218,7 @@ BOOST_AUTO_TEST_CASE(open_exchanges_may_end_in_any_order) {
                 comm.begin_exchange("open", send.back(), next(comm), recv.back(), previous(comm)));
         }
         for (int const i : {2, 0, 3, 1}) {
-            comm.end_exchange(tickets[at(i)]);
+            comm.end_call(tickets[at(i)]);
             BOOST_TEST((recv[at(i)].values() == numbers<float>(50'000, previous(comm), i)));
         }
     });
@@ -231,12 +231,12 @@ BOOST_AUTO_TEST_CASE(ranks_may_send_only_receive_only_or_do_neither) {
         Array<float> const send(wire.backend, numbers<float>(1000, rank, 1));
         Array<float> const recv(wire.backend, numbers<float>(1000, rank, 9));
         bool const last = rank == comm.size() - 1;
-        comm.end_exchange(comm.begin_exchange("chain", send, last ? Comm::no_peer : rank + 1, recv,
-                                              rank == 0 ? Comm::no_peer : rank - 1));
+        comm.end_call(comm.begin_exchange("chain", send, last ? Comm::no_peer : rank + 1, recv,
+                                          rank == 0 ? Comm::no_peer : rank - 1));
         BOOST_TEST((recv.values() ==
                     (rank == 0 ? numbers<float>(1000, 0, 9) : numbers<float>(1000, rank - 1, 1))));
-        comm.end_exchange(comm.begin_exchange("one way", send, rank == 0 ? 1 : Comm::no_peer, recv,
-                                              rank == 1 ? 0 : Comm::no_peer));
+        comm.end_call(comm.begin_exchange("one way", send, rank == 0 ? 1 : Comm::no_peer, recv,
+                                          rank == 1 ? 0 : Comm::no_peer));
         BOOST_TEST((rank != 1 || recv.values() == numbers<float>(1000, 0, 1)));
         check_ring<float>(wire, comm, 100, 3);
     });
@@ -262,7 +262,7 @@ BOOST_AUTO_TEST_CASE(calls_and_computing_keep_their_order_without_the_host) {
             wire.backend.copy(work, base);
             comm.all_reduce_sum("sum", work);
             wire.backend.add(sums, work);
-            comm.end_exchange(ticket);
+            comm.end_call(ticket);
             wire.backend.add(there, ones);
         }
         int const origin = ((comm.rank() - turns) % comm.size() + comm.size()) % comm.size();
@@ -332,7 +332,7 @@ BOOST_AUTO_TEST_CASE(a_size_that_does_not_fit_is_an_error_where_it_arrives) {
             Array<float> const send(wire.backend, numbers<float>(sent, comm->rank()));
             Array<float> const recv(wire.backend, std::vector<float>(4));
             Error const error = error_of([&] {
-                comm->end_exchange(
+                comm->end_call(
                     comm->begin_exchange("cp.kv", send, next(*comm), recv, previous(*comm)));
             });
             BOOST_TEST((error.code() == ExitCode::communication));
