@@ -22,15 +22,20 @@ struct CommandText {
     char const* about;
 };
 
-constexpr std::array<CommandText, 3> commands{
+constexpr std::array<CommandText, 4> commands{
     {{ReportCommand::report, "", 1, "DIR [options]",
       "Reports a finished run: step times, where they go, parity, ledger.\n"
-      "Other commands: recover (of an unfinished run), diff; each has --help."},
+      "Other commands, each with --help: recover (of an unfinished run), diff,\n"
+      "export."},
      {ReportCommand::recover, "recover", 1, "DIR [options]",
       "Says what each rank of an unfinished run saved, and reports from it."},
      {ReportCommand::diff, "diff", 2, "A B [options]",
       "Compares two runs (folders) or HDF5 files: every tensor, then times.\n"
-      "Two variants of one run: diff DIR DIR --variant cp1 --variant cp2."}}};
+      "Two variants of one run: diff DIR DIR --variant cp1 --variant cp2."},
+     {ReportCommand::export_, "export", 1, "DIR --format FORMAT --output PATH [--step N]",
+      "Writes timelines of a run, finished or not, for other programs.\n"
+      "perfetto: one file for ui.perfetto.dev; hta: a folder for\n"
+      "HolisticTraceAnalysis, a file a rank."}}};
 
 CommandText const& text_of(ReportCommand command) {
     return *std::find_if(commands.begin(), commands.end(),
@@ -41,6 +46,12 @@ po::options_description options_of(ReportCommand command) {
     po::options_description options("options", 80);
     auto add = options.add_options();
     add("help", "this text");
+    if (command == ReportCommand::export_) {
+        add("format", po::value<std::string>()->value_name("FORMAT"), "perfetto or hta");
+        add("output", po::value<std::string>()->value_name("PATH"), "the file, or hta's folder");
+        add("step", po::value<std::uint32_t>()->value_name("N"), "this step (default: all)");
+        return options;
+    }
     add("json", "print JSON in place of the tables");
     if (command == ReportCommand::diff) {
         add("variant", po::value<std::vector<std::string>>()->value_name("NAME"),
@@ -94,6 +105,8 @@ ReportOptions read_options(po::variables_map const& values) {
     };
     options.csv = path("csv");
     options.html = path("html");
+    options.output = path("output");
+    options.format = path("format").string();
     if (values.count("step") > 0) {
         options.step = values["step"].as<std::uint32_t>();
     }
@@ -146,6 +159,11 @@ ReportOptions parse_report_options(std::vector<std::string> words) {
     require(options.help || options.inputs.size() == text.inputs, ExitCode::usage,
             "usage: cpstep-report {}{}{}; --help has more", text.name, *text.name != 0 ? " " : "",
             text.usage);
+    if (command == ReportCommand::export_ && !options.help) {
+        require(options.format == "perfetto" || options.format == "hta", ExitCode::usage,
+                "--format: perfetto or hta, not '{}'", options.format);
+        require(!options.output.empty(), ExitCode::usage, "--output: where to write is missing");
+    }
     require(options.variants.size() <= 2, ExitCode::usage, "--variant: given {} times, at most 2",
             options.variants.size());
     return options;

@@ -9,7 +9,7 @@
 
 namespace cpstep {
 
-enum class ReportCommand : std::uint8_t { report, recover, diff };
+enum class ReportCommand : std::uint8_t { report, recover, diff, export_ };
 
 struct ReportOptions {
     ReportCommand command = ReportCommand::report;
@@ -18,6 +18,8 @@ struct ReportOptions {
     bool json = false;
     std::filesystem::path csv, html;
     std::optional<std::uint32_t> step;
+    std::string format;            ///< of an export: perfetto or hta
+    std::filesystem::path output;  ///< of an export
     std::vector<std::string> variants;
     double tolerance = 1e-5, gate_ratio = 0;
 };

@@ -45,18 +45,38 @@ std::string times_table(Analysis const& analysis) {
         return "";
     }
     std::string out =
-        "<table>" + row({"variant", "steps", "median ms", "min", "p5", "p95", "ratio [95 %]",
-                         "compute", "exposed", "idle", "overlap %", "imbalance", "bus GB/s"},
-                        "th");
+        "<table>" +
+        row({"variant", "steps", "median ms", "min", "p5", "p95", "ratio [95 %]", "blocks"}, "th");
     for (VariantTimes const& t : analysis.variants) {
         out += row({t.name, std::to_string(t.steps), ms(t.median), ms(t.low), ms(t.p5), ms(t.p95),
                     t.ratio.blocks > 0 ? fmt::format("{:.4f} [{:.4f}, {:.4f}]", t.ratio.ratio,
                                                      t.ratio.low, t.ratio.high)
                                        : "–",
-                    ms(t.compute.mid), ms(t.exposed.mid), ms(t.idle.mid),
-                    std::isfinite(t.overlap.mid) ? fmt::format("{:.1f}", t.overlap.mid * 100) : "–",
-                    std::isfinite(t.imbalance) ? fmt::format("{:.3f}", t.imbalance) : "–",
-                    std::isfinite(t.bus_gb_s) ? fmt::format("{:.3g}", t.bus_gb_s) : "–"});
+                    std::to_string(t.ratio.blocks)});
+    }
+    return out + "</table>";
+}
+
+std::string number(double value, char const* format) {
+    return std::isfinite(value) ? fmt::format(fmt::runtime(format), value) : "–";
+}
+
+std::string parts_table(Analysis const& analysis) {
+    if (analysis.variants.empty()) {
+        return "";
+    }
+    std::string out =
+        "<table>" + row({"variant", "compute ms", "comm.", "exposed", "waiting", "idle",
+                         "overlap %", "imbalance", "computes longest", "bus GB/s"},
+                        "th");
+    for (VariantTimes const& t : analysis.variants) {
+        out += row({t.name, ms(t.compute.mid), ms(t.comm.mid), ms(t.exposed.mid), ms(t.wait.mid),
+                    ms(t.idle.mid), number(t.overlap.mid * 100, "{:.1f}"),
+                    number(t.imbalance, "{:.3f}"),
+                    t.slowest_rank < 0
+                        ? "–"
+                        : fmt::format("rank {} in {:.0f} %", t.slowest_rank, t.slowest_share * 100),
+                    number(t.bus_gb_s, "{:.3g}")});
     }
     return out + "</table>";
 }
@@ -106,53 +126,57 @@ std::string ledger_table(RunData const& run) {
                               rows + "</table>";
 }
 
-/// The worst check of each kind and variant.
+/// A check's share of its bound; infinite where it has no size.
+double share_of(json const& check) {
+    json const measured = check.value("measured", json());
+    json const bound = check.value("bound", json());
+    if (!measured.is_number() || !bound.is_number()) {
+        return INFINITY;
+    }
+    if (bound.get<double>() > 0) {
+        return measured.get<double>() / bound.get<double>();
+    }
+    return check.value("pass", false) ? 0 : INFINITY;
+}
+
+/// The worst check of each kind.
 std::string checks_table(RunData const& run) {
     struct Worst {
         double share = -1;
         json check;
         int count = 0, failed = 0;
     };
-    std::map<std::pair<std::string, std::string>, Worst> kinds;
-    for (auto const& check :
-         run.finished() ? run.summary.value("parity", json::array()) : json::array()) {
+    std::map<std::string, Worst> kinds;
+    json const checks = run.finished() ? run.summary.value("parity", json::array()) : json::array();
+    for (auto const& check : checks) {
         std::string const name = check.value("check", "?");
-        Worst& worst = kinds[{check.value("variant", "?"), name.substr(0, name.find(' '))}];
-        bool const pass = check.value("pass", false);
+        Worst& worst = kinds[name.substr(0, name.find(' '))];
         worst.count += 1;
-        worst.failed += pass ? 0 : 1;
-        json const measured = check.value("measured", json());
-        json const bound = check.value("bound", json());
-        bool const known = measured.is_number() && bound.is_number();
-        double const share = !known ? INFINITY
-                             : bound.get<double>() > 0
-                                 ? measured.get<double>() / bound.get<double>()
-                             : pass ? 0
-                                    : INFINITY;
-        if (share > worst.share) {
-            worst.share = share;
+        worst.failed += check.value("pass", false) ? 0 : 1;
+        if (share_of(check) > worst.share) {
+            worst.share = share_of(check);
             worst.check = check;
         }
     }
     std::string rows;
     for (auto const& [kind, worst] : kinds) {
-        auto const number = [&](char const* name) {
+        auto const size = [&](char const* name) {
             json const value = worst.check.value(name, json());
             return value.is_number() ? fmt::format("{:.2e}", value.get<double>()) : "NaN";
         };
-        rows += fmt::format(
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td{}>{}</td></"
-            "tr>\n",
-            escaped(kind.first), escaped(kind.second), worst.count, number("measured"),
-            number("bound"), escaped(worst.check.value("unit", "")),
-            worst.failed > 0 ? " class=\"bad\"" : "",
-            worst.failed > 0 ? fmt::format("{} failed", worst.failed) : "ok");
+        fmt::format_to(std::back_inserter(rows),
+                       "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>"
+                       "<td{}>{}</td></tr>\n",
+                       escaped(kind), worst.count, escaped(worst.check.value("variant", "?")),
+                       size("measured"), size("bound"), escaped(worst.check.value("unit", "")),
+                       worst.failed > 0 ? " class=\"bad\"" : "",
+                       worst.failed > 0 ? fmt::format("{} failed", worst.failed) : "ok");
     }
     return rows.empty()
                ? ""
                : "<table>" +
-                     row({"variant", "check", "count", "worst", "bound", "unit", ""}, "th") + rows +
-                     "</table>";
+                     row({"check", "count", "worst in", "measured", "bound", "unit", ""}, "th") +
+                     rows + "</table>";
 }
 
 std::string list(std::vector<std::string> const& items) {
@@ -170,9 +194,9 @@ void head(std::string& out, RunData const& run) {
                    "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
                    "<title>cpstep: {}</title><style>{}</style></head><body>\n",
                    escaped(run.folder.string()), html_style);
-    fmt::format_to(
-        std::back_inserter(out), "<h1>{}</h1><div class=\"verdict {}\">{}</div><p>{} ranks",
-        escaped(run.folder.string()), good ? "good" : "bad", escaped(verdict_line(run)), run.world);
+    fmt::format_to(std::back_inserter(out), "<h1>{}</h1><div class=\"verdict {}\">{}</div><p>{}",
+                   escaped(run.folder.string()), good ? "good" : "bad", escaped(verdict_line(run)),
+                   run.world == 1 ? "1 rank" : fmt::format("{} ranks", run.world));
     json const facts = run.finished() ? run.summary.value("run", json::object()) : json::object();
     for (char const* name : {"backend", "wires", "version", "host", "start_utc"}) {
         std::string const text = facts.value(name, "");
@@ -213,7 +237,11 @@ std::string html_page(Analysis const& analysis) {
                 key("exposed", "exposed communication") + key("rest", "rest"),
             parts_chart(analysis));
     section(out, "Passes of a step", "Rank 0, medians over steps.", phases_chart(run));
-    section(out, "Numbers", "Milliseconds; parts are medians over ranks.", times_table(analysis));
+    section(out, "Numbers",
+            "Of a step: the slowest rank's time; below, medians over steps, then over ranks. "
+            "Imbalance: "
+            "the longest compute of a step over the mean.",
+            times_table(analysis) + parts_table(analysis));
     if (analysis.step) {
         step_sections(out, *analysis.step);
     }

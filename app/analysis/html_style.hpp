@@ -14,7 +14,7 @@ font:15px/1.45 system-ui,sans-serif}
 h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:34px 0 2px}p{margin:2px 0 8px;color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px;overflow-x:auto}
 .verdict{font-weight:700}.verdict.good{color:var(--good)}.verdict.bad{color:var(--bad)}
-table{border-collapse:collapse;width:100%;font-size:13.5px}td,th{padding:3px 10px;text-align:right;
+table+table{margin-top:14px}table{border-collapse:collapse;width:100%;font-size:13.5px}td,th{padding:3px 10px;text-align:right;
 border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}th{color:var(--soft);font-weight:600}tr:last-child td{border-bottom:0}
 td.bad{color:var(--bad);font-weight:700}ul{margin:4px 0;padding-left:20px}
@@ -30,7 +30,7 @@ fill-opacity:.4}.estimate{fill:var(--compute)}
 background:var(--exposed)}.comm,.key.comm{fill:var(--comm);background:var(--comm)}.rest,.key.rest{fill:var(--rest);
 background:var(--rest)}.pass,.key.pass{fill:var(--pass);background:var(--pass)}
 .phase0{fill:#8c6bb8}.phase1{fill:#4f86c6}.phase2{fill:#8a97a6}.phase3{fill:#2f9e8a}.phase4{fill:#c9a227}
-.phase5{fill:#d9682b}.phase6{fill:#b2507f}
+.phase5{fill:#b5713c}.phase6{fill:#b2507f}
 .heat0{fill:var(--heat);fill-opacity:.05}.heat1{fill:var(--heat);fill-opacity:.16}.heat2{fill:var(--heat);fill-opacity:.28}
 .heat3{fill:var(--heat);fill-opacity:.4}.heat4{fill:var(--heat);fill-opacity:.53}.heat5{fill:var(--heat);fill-opacity:.67}
 .heat6{fill:var(--heat);fill-opacity:.83}.heat7{fill:var(--heat)}

@@ -9,6 +9,7 @@
 #include "app/analysis/analysis.hpp"
 #include "app/analysis/command_line.hpp"
 #include "app/analysis/diff.hpp"
+#include "app/analysis/export_trace.hpp"
 #include "app/analysis/html_page.hpp"
 #include "app/analysis/saved.hpp"
 #include "app/analysis/text_file.hpp"
@@ -61,12 +62,30 @@ ExitCode diff(ReportOptions const& given) {
     return difference.code;
 }
 
+ExitCode write_export(ReportOptions const& options) {
+    RunData const run = load_unfinished_run(options.inputs.front());
+    for (std::string const& problem : run.problems) {
+        fmt::print(stderr, "cpstep-report: problem: {}\n", problem);
+    }
+    export_trace(run, options.format == "hta" ? ExportFormat::hta : ExportFormat::perfetto,
+                 options.output, options.step);
+    fmt::print("written: {}\n", options.output.string());
+    return run.problems.empty() ? ExitCode::pass : ExitCode::input_data;
+}
+
 ExitCode run_command(ReportOptions const& options) {
     if (options.help) {
         std::fputs(report_help(options.command).c_str(), stdout);
         return ExitCode::pass;
     }
-    return options.command == ReportCommand::diff ? diff(options) : report(options);
+    switch (options.command) {
+        case ReportCommand::diff:
+            return diff(options);
+        case ReportCommand::export_:
+            return write_export(options);
+        default:
+            return report(options);
+    }
 }
 
 }  // namespace

@@ -38,7 +38,8 @@ std::size_t width_of(std::size_t least, std::vector<std::string> const& names) {
 }
 
 void head(std::string& out, RunData const& run) {
-    fmt::format_to(std::back_inserter(out), "{}: {} ranks", run.folder.string(), run.world);
+    fmt::format_to(std::back_inserter(out), "{}: {} rank{}", run.folder.string(), run.world,
+                   run.world == 1 ? "" : "s");
     json const facts = run.finished() ? run.summary.value("run", json::object()) : json::object();
     fmt::format_to(std::back_inserter(out), " on {}", run.ranks.front().host);
     for (char const* key : {"backend", "wires", "version", "start_utc"}) {
