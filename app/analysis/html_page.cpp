@@ -212,8 +212,8 @@ void step_sections(std::string& out, StepDetail const& step) {
                     step.block < 0 ? "" : fmt::format(", block {}", step.block),
                     step.timelines.size() == 1 ? "one rank"
                                                : fmt::format("{} ranks", step.timelines.size())),
-        "Two lanes a rank: its passes" + key("pass", "pass") + key("compute", "compute") +
-            key("exposed", "waiting") + ", and the wire" + key("comm", "communication"),
+        "Upper lane:" + key("pass", "pass") + key("compute", "compute") +
+            key("exposed", "waiting") + "; lower lane:" + key("comm", "communication") + ".",
         timeline_chart(step));
     section(out, fmt::format("Calls of step {}", step.step),
             "Time of a rank's calls of a label together; median over ranks. A hop: one wait.",
