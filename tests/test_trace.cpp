@@ -127,7 +127,9 @@ BOOST_AUTO_TEST_CASE(a_step_of_passes_is_exposed_where_it_waits) {
     BOOST_REQUIRE_EQUAL(trace.last_step().size(), 2U);
     BOOST_TEST(trace.names().at(trace.last_step()[0].name) == "backward");
     trace.begin_step("cp2");
-    { Span const leaf = trace.span(SpanKind::compute, "attention.forward"); }
+    {
+        Span const leaf = trace.span(SpanKind::compute, "attention.forward");
+    }
     trace.end_step();
     BOOST_TEST(trace.last_step().size() == 2U);
 }
@@ -137,7 +139,9 @@ BOOST_AUTO_TEST_CASE(a_step_without_a_trace_asks_for_no_times_and_has_its_own) {
     BOOST_TEST(!trace.wants_times());
     trace.begin_step("cp2", TraceDetail::off);
     BOOST_TEST(!trace.wants_times());
-    { Span const pass = trace.span(SpanKind::pass, "backward"); }
+    {
+        Span const pass = trace.span(SpanKind::pass, "backward");
+    }
     trace.on_comm(ring_record(1000, 1400, 1500));
     trace.end_step();
     BOOST_REQUIRE_EQUAL(trace.last_step().size(), 1U);
@@ -169,8 +173,12 @@ BOOST_AUTO_TEST_CASE(a_call_gives_its_time_on_the_wire_and_the_time_stood_waitin
 
 BOOST_AUTO_TEST_CASE(spans_nest_and_steps_are_numbered_without_a_file) {
     Trace trace;
-    { Span const outside = trace.span(SpanKind::compute, "load"); }
-    { Span const nothing(nullptr, SpanKind::compute, "untraced"); }
+    {
+        Span const outside = trace.span(SpanKind::compute, "load");
+    }
+    {
+        Span const nothing(nullptr, SpanKind::compute, "untraced");
+    }
     one_step(trace, "cp1");
     one_step(trace, "cp2");
     std::vector<Event> const& events = trace.last_step();

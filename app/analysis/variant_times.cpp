@@ -93,7 +93,7 @@ double wire_bytes_of(RunData const& run, std::string const& variant) {
 }
 
 void add_parts(VariantTimes& times, RunData const& run, std::vector<std::size_t> const& rows) {
-    auto const part = [&](std::int64_t StepSums::*member) {
+    auto const part = [&](std::int64_t StepSums::* member) {
         return spread_of(run, rows, [&](StepSums const& sums) {
             return static_cast<double>(sums.*member) * seconds_per_ns;
         });
