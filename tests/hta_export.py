@@ -11,7 +11,7 @@ import sys
 
 import h5py
 
-from e2e import expect, expect_code, main, smoke_run
+from e2e import expect, expect_code, main, smoke, smoke_run
 from offline_report import make_run, rank_file, run
 
 PYTHON = os.environ.get("CPSTEP_HTA_PYTHON", sys.executable)
@@ -58,6 +58,12 @@ def test_a_real_run_gives_the_same_compute_exposed_and_overlap(program):
     output, _, _ = smoke_run(program)
     check(program, output)
     check(program, output, step=1)
+
+
+def test_steps_of_passes_give_the_same_where_waits_are_cut_out(program):
+    output = program.path("passes")
+    expect_code(program.run(*smoke(output, "--blocks", "2", "--trace-detail", "passes")), 0)
+    check(program, output)
 
 
 def test_a_made_up_run_gives_the_same_compute_exposed_and_overlap(program):

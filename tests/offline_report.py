@@ -14,7 +14,7 @@ import sys
 import h5py
 import numpy as np
 
-from e2e import expect, expect_code, main, smoke_run
+from e2e import expect, expect_code, main, smoke, smoke_run
 from run_output import COMM, COMPUTE, uncovered_ns
 
 
@@ -146,6 +146,45 @@ def test_the_csv_holds_every_row_of_the_ranks(program):
             expect(row[key] == wanted, f"{key}: {row[key]}, expected {wanted}")
     result = run(program, folder, "--csv", "/dev/null/rows.csv")
     expect_code(result, 8)
+
+
+def test_steps_that_trace_passes_only_have_phases_but_no_hops(program):
+    output = program.path("passes")
+    expect_code(program.run(*smoke(output, "--blocks", "2", "--trace-detail", "passes")), 0)
+    found = report(program, output)
+    step = found["step"]
+    expect(step["block"] >= 0 and not step["hops"] and step["calls"], step)
+    expect(any("passes only" in note for note in found["notes"]), found["notes"])
+    for phase in step["phases"]:
+        expect(phase["compute_s"]["max"] <= phase["total_s"]["max"], phase)
+    verification = report(program, output, "--step", 1)["step"]
+    expect(verification["block"] == -1 and verification["hops"], "the verification step traces layers")
+
+
+def test_steps_without_a_trace_have_times_but_no_parts(program):
+    folder, _ = make_run(program)
+    for rank in range(2):
+        with h5py.File(rank_file(folder, rank), "r+") as file:
+            steps = file["steps"][:]
+            steps["detail"][steps["block"] >= 0] = 2
+            file["steps"][:] = steps
+    found = report(program, folder)
+    for v in found["variants"]:
+        expect(v["median_s"] > 0 and v["ratio"], v)
+        expect(v["compute_s"]["median"] is None and v["imbalance"] is None and v["slowest_rank"] is None, v)
+    expect(any("--trace-detail off" in note for note in found["notes"]), found["notes"])
+    expect_code(run(program, folder, "--html", program.path("off.html")), 0)
+
+
+def test_a_damaged_summary_is_bad_input(program):
+    folder, _ = make_run(program)
+    for text in (b"{", b"[]", b'{"verdict": 3}', b'{"variants": {"a": 1}, "parity": 7}'):
+        with h5py.File(folder / "run.h5", "r+") as file:
+            del file["verdict/summary"]
+            file["verdict/summary"] = np.bytes_(text)
+        result = run(program, folder, "--html", program.path("page.html"))
+        expect_code(result, 4)
+        expect(len(result.err.splitlines()) == 1 and "summary" in result.err, result.err)
 
 
 # Files that are not whole ---------------------------------------------------------------------------------------------

@@ -101,6 +101,10 @@ int main(int argc, char** argv) {
     } catch (Error const& error) {
         fmt::print(stderr, "cpstep-report: {}\n", error.what());
         return static_cast<int>(error.code());
+    } catch (nlohmann::json::exception const& error) {
+        fmt::print(stderr, "cpstep-report: run.h5: /verdict/summary is damaged: {}\n",
+                   error.what());
+        return static_cast<int>(ExitCode::input_data);
     } catch (std::exception const& error) {
         fmt::print(stderr, "cpstep-report: internal error: {}\n", error.what());
         return static_cast<int>(ExitCode::internal);
