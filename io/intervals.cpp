@@ -27,14 +27,20 @@ std::int64_t length_ns(std::vector<Interval> const& set) {
     return total;
 }
 
-std::int64_t overlap_ns(std::vector<Interval> const& a, std::vector<Interval> const& b) {
-    std::int64_t total = 0;
+std::vector<Interval> intersection(std::vector<Interval> const& a, std::vector<Interval> const& b) {
+    std::vector<Interval> common;
     for (std::size_t i = 0, j = 0; i < a.size() && j < b.size();) {
-        total += std::max<std::int64_t>(
-            std::min(a[i].end, b[j].end) - std::max(a[i].begin, b[j].begin), 0);
+        Interval const both{std::max(a[i].begin, b[j].begin), std::min(a[i].end, b[j].end)};
+        if (both.end > both.begin) {
+            common.push_back(both);
+        }
         (a[i].end < b[j].end ? i : j)++;
     }
-    return total;
+    return common;
+}
+
+std::int64_t overlap_ns(std::vector<Interval> const& a, std::vector<Interval> const& b) {
+    return length_ns(intersection(a, b));
 }
 
 }  // namespace cpstep

@@ -5,40 +5,22 @@
 #include <algorithm>
 #include <utility>
 
-#include "io/intervals.hpp"
-
 namespace cpstep {
 namespace {
 
 constexpr int files_per_folder = 256;
-constexpr std::int16_t comm_stream = 1;
 
 using Intervals = std::vector<Interval>;
 
 /// Unions of a step's intervals by kind.
 struct Sets {
-    Intervals comm, compute, wait, pass;
-};
+    explicit Sets(std::vector<Event> const& events)
+        : comm(intervals_of(events, SpanKind::comm)),
+          compute(intervals_of(events, SpanKind::compute)),
+          wait(intervals_of(events, SpanKind::wait)) {}
 
-Sets sets_of(std::vector<Event> const& events) {
-    Sets sets;
-    for (Event const& event : events) {
-        Interval const interval{event.t0_ns, event.t0_ns + event.dur_ns};
-        if (event.kind == SpanKind::comm && event.stream == comm_stream) {
-            sets.comm.push_back(interval);
-        } else if (event.kind == SpanKind::compute) {
-            sets.compute.push_back(interval);
-        } else if (event.kind == SpanKind::wait) {
-            sets.wait.push_back(interval);
-        } else if (event.kind == SpanKind::pass) {
-            sets.pass.push_back(interval);
-        }
-    }
-    for (Intervals* set : {&sets.comm, &sets.compute, &sets.wait, &sets.pass}) {
-        *set = merged(std::move(*set));
-    }
-    return sets;
-}
+    Intervals comm, compute, wait;
+};
 
 std::int64_t exposed_of(Sets const& sets) {
     if (sets.compute.empty() && !sets.wait.empty()) {
@@ -69,22 +51,31 @@ std::string rank_file_name(int rank) {
     return fmt::format("ranks/{:03}/rank{:05}.h5", rank / files_per_folder, rank);
 }
 
+std::vector<Interval> intervals_of(std::vector<Event> const& events, SpanKind kind) {
+    Intervals found;
+    for (Event const& event : events) {
+        if (event.kind == kind) {
+            found.push_back({event.t0_ns, event.t0_ns + event.dur_ns});
+        }
+    }
+    return merged(std::move(found));
+}
+
 std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
-    return exposed_of(sets_of(events));
+    return exposed_of(Sets(events));
 }
 
 StepSums sums_of(std::vector<Event> const& events, std::int64_t dur_ns) {
-    Sets sets = sets_of(events);
+    Sets const sets(events);
     bool const leaves = !sets.compute.empty();
-    StepSums sums{.compute_ns = leaves ? length_ns(sets.compute)
-                                       : length_ns(sets.pass) - overlap_ns(sets.pass, sets.wait),
+    Intervals busy = leaves ? sets.compute : intervals_of(events, SpanKind::pass);
+    StepSums sums{.compute_ns = length_ns(busy) - (leaves ? 0 : overlap_ns(busy, sets.wait)),
                   .comm_ns = length_ns(sets.comm),
                   .exposed_ns = exposed_of(sets),
                   .wait_ns = length_ns(sets.wait)};
     for (Event const& event : events) {
         sums.bytes += event.kind == SpanKind::comm ? event.bytes : 0;
     }
-    Intervals busy = leaves ? std::move(sets.compute) : std::move(sets.pass);
     for (Intervals const* set : {&sets.comm, &sets.wait}) {
         busy.insert(busy.end(), set->begin(), set->end());
     }

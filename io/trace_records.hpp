@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "io/h5.hpp"
+#include "io/intervals.hpp"
 
 namespace cpstep {
 
@@ -63,6 +64,9 @@ inline constexpr char const* step_units = "ns (names in _ns), byte (bytes)";
 
 /// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
 std::string rank_file_name(int rank);
+
+/// The union of the intervals of one kind.
+std::vector<Interval> intervals_of(std::vector<Event> const& events, SpanKind kind);
 
 /// Communication of a step that no compute hides, in ns: the union of the comm intervals minus the
 /// union of the compute intervals. Where a step has no compute leaves (TraceDetail::passes), the

@@ -7,7 +7,6 @@
 #include "app/analysis/charts.hpp"
 #include "app/analysis/svg.hpp"
 #include "cuda/error.hpp"
-#include "io/intervals.hpp"
 
 namespace cpstep {
 namespace {
@@ -17,16 +16,6 @@ constexpr double left = 70;
 constexpr double right = 20;
 constexpr std::size_t most_rank_bins = 64;
 constexpr std::size_t most_step_bins = 120;
-
-std::vector<Interval> intervals_of(RankTimeline const& rank, SpanKind kind) {
-    std::vector<Interval> found;
-    for (Event const& event : rank.events) {
-        if (event.kind == kind) {
-            found.push_back({event.t0_ns, event.t0_ns + event.dur_ns});
-        }
-    }
-    return merged(std::move(found));
-}
 
 /// Intervals as boxes; those closer than half a pixel are drawn as one.
 std::vector<Svg::Box> boxes_of(std::vector<Interval> const& intervals, Axis const& axis, double y,
@@ -118,10 +107,11 @@ std::string timeline_chart(StepDetail const& step) {
     double y = 24;
     for (RankTimeline const& rank : step.timelines) {
         svg.text(left - 8, y + lane + 4, fmt::format("rank {}", rank.rank), "num end");
-        svg.boxes(boxes_of(intervals_of(rank, SpanKind::pass), axis, y, lane), "pass");
-        svg.boxes(boxes_of(intervals_of(rank, SpanKind::compute), axis, y, lane), "compute");
-        svg.boxes(boxes_of(intervals_of(rank, SpanKind::wait), axis, y, lane), "exposed");
-        svg.boxes(boxes_of(intervals_of(rank, SpanKind::comm), axis, y + lane, lane), "comm");
+        svg.boxes(boxes_of(intervals_of(rank.events, SpanKind::pass), axis, y, lane), "pass");
+        svg.boxes(boxes_of(intervals_of(rank.events, SpanKind::compute), axis, y, lane), "compute");
+        svg.boxes(boxes_of(intervals_of(rank.events, SpanKind::wait), axis, y, lane), "exposed");
+        svg.boxes(boxes_of(intervals_of(rank.events, SpanKind::comm), axis, y + lane, lane),
+                  "comm");
         y += row;
     }
     return svg.str(fmt::format("Timeline of step {}", step.step));

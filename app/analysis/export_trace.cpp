@@ -10,7 +10,6 @@
 #include "app/analysis/variant_times.hpp"
 #include "cuda/error.hpp"
 #include "io/atomic_file.hpp"
-#include "io/intervals.hpp"
 
 namespace cpstep {
 namespace {
@@ -182,13 +181,7 @@ void add_rank(TraceFile& file, RunData const& run, RankData const& rank,
 
 /// Passes of a step without leaves, where they do not wait.
 std::vector<Event> working_parts(std::vector<Event> const& events) {
-    std::vector<Interval> waits;
-    for (Event const& event : events) {
-        if (event.kind == SpanKind::wait) {
-            waits.push_back({event.t0_ns, event.t0_ns + event.dur_ns});
-        }
-    }
-    waits = merged(std::move(waits));
+    std::vector<Interval> const waits = intervals_of(events, SpanKind::wait);
     std::vector<Event> parts;
     for (Event pass : events) {
         if (pass.kind != SpanKind::pass) {

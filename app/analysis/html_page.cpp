@@ -104,12 +104,13 @@ std::string ledger_table(RunData const& run) {
     for (auto const& variant :
          run.finished() ? run.summary.value("variants", json::array()) : json::array()) {
         json const ledger = variant.value("ledger", json::object());
-        for (auto const& [label, entry] : ledger.items()) {
+        for (auto at = ledger.begin(); at != ledger.end(); ++at) {
+            json const& entry = at.value();
             auto const count = [&](char const* name) { return entry.value(name, std::int64_t{0}); };
             bool const off =
                 count("calls") != count("budget_calls") || count("bytes") != count("budget_bytes");
             std::string line =
-                row({variant.value("name", "?"), label, entry.value("op", ""),
+                row({variant.value("name", "?"), at.key(), entry.value("op", ""),
                      std::to_string(count("calls")), std::to_string(count("budget_calls")),
                      std::to_string(count("bytes")), std::to_string(count("budget_bytes")), ""});
             std::string const empty = "<td></td></tr>";

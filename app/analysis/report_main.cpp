@@ -90,6 +90,8 @@ ExitCode run_command(ReportOptions const& options) {
 
 }  // namespace
 
+// Only fmt::print to a broken stderr is left to throw.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
     try {
         std::vector<std::string> words(argv + 1, argv + argc);

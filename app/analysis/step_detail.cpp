@@ -5,16 +5,11 @@
 #include <string_view>
 
 #include "cuda/error.hpp"
-#include "io/intervals.hpp"
 
 namespace cpstep {
 namespace {
 
 constexpr double seconds_per_ns = 1e-9;
-
-Spread spread_of(std::vector<double> const& values) {
-    return {quantile(values, 0), median(values), quantile(values, 1)};
-}
 
 /// What the ranks add to, each its value.
 struct Gathered {
@@ -64,45 +59,22 @@ std::map<std::string, std::vector<Interval>> outer_passes(RankTimeline const& ra
 }
 
 void gather_phases(Gathered& all, RankTimeline const& rank) {
-    std::vector<Interval> compute;
-    std::vector<Interval> comm;
-    std::vector<Interval> wait;
-    for (Event const& event : rank.events) {
-        if (event.kind == SpanKind::compute) {
-            compute.push_back(interval_of(event));
-        } else if (event.kind == SpanKind::comm) {
-            comm.push_back(interval_of(event));
-        } else if (event.kind == SpanKind::wait) {
-            wait.push_back(interval_of(event));
-        }
-    }
+    std::vector<Interval> const compute = intervals_of(rank.events, SpanKind::compute);
+    std::vector<Interval> const comm = intervals_of(rank.events, SpanKind::comm);
+    std::vector<Interval> const wait = intervals_of(rank.events, SpanKind::wait);
     bool const leaves = !compute.empty();
-    compute = merged(std::move(compute));
-    comm = merged(std::move(comm));
-    wait = merged(std::move(wait));
     for (auto const& [name, intervals] : outer_passes(rank, all.phase_order)) {
         std::vector<Interval> const pass = merged(intervals);
+        std::vector<Interval> const calls = intersection(comm, pass);
         std::int64_t const total = length_ns(pass);
-        std::int64_t in_comm = 0;
-        std::int64_t hidden = 0;
-        for (Interval const& part : pass) {
-            std::vector<Interval> clipped;
-            for (Interval const& call : comm) {
-                if (call.end > part.begin && call.begin < part.end) {
-                    clipped.push_back(
-                        {std::max(call.begin, part.begin), std::min(call.end, part.end)});
-                }
-            }
-            in_comm += length_ns(clipped);
-            hidden += leaves ? overlap_ns(clipped, compute)
-                             : length_ns(clipped) - overlap_ns(clipped, wait);
-        }
+        std::int64_t const working =
+            leaves ? overlap_ns(pass, compute) : total - overlap_ns(pass, wait);
+        std::int64_t const exposed =
+            leaves ? length_ns(calls) - overlap_ns(calls, compute) : overlap_ns(calls, wait);
         Gathered::Phase& phase = all.phases[name];
         phase.total.push_back(static_cast<double>(total) * seconds_per_ns);
-        phase.compute.push_back(static_cast<double>(leaves ? overlap_ns(pass, compute)
-                                                           : total - overlap_ns(pass, wait)) *
-                                seconds_per_ns);
-        phase.exposed.push_back(static_cast<double>(in_comm - hidden) * seconds_per_ns);
+        phase.compute.push_back(static_cast<double>(working) * seconds_per_ns);
+        phase.exposed.push_back(static_cast<double>(exposed) * seconds_per_ns);
     }
 }
 

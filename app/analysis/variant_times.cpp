@@ -28,16 +28,10 @@ std::vector<std::size_t> rows_of(RunData const& run, std::string const& variant)
     return timed.empty() ? all : timed;
 }
 
-Spread spread_of(std::vector<double> const& values) {
-    if (values.empty()) {
-        return {};
-    }
-    return {quantile(values, 0), median(values), quantile(values, 1)};
-}
-
 /// Over ranks, the median over `rows` of a part of the step.
 template <class Part>
-Spread spread_of(RunData const& run, std::vector<std::size_t> const& rows, Part const& part) {
+Spread spread_over_ranks(RunData const& run, std::vector<std::size_t> const& rows,
+                         Part const& part) {
     std::vector<double> medians;
     for (RankData const& rank : run.ranks) {
         std::vector<double> values;
@@ -94,7 +88,7 @@ double wire_bytes_of(RunData const& run, std::string const& variant) {
 
 void add_parts(VariantTimes& times, RunData const& run, std::vector<std::size_t> const& rows) {
     auto const part = [&](std::int64_t StepSums::* member) {
-        return spread_of(run, rows, [&](StepSums const& sums) {
+        return spread_over_ranks(run, rows, [&](StepSums const& sums) {
             return static_cast<double>(sums.*member) * seconds_per_ns;
         });
     };
@@ -103,7 +97,7 @@ void add_parts(VariantTimes& times, RunData const& run, std::vector<std::size_t>
     times.exposed = part(&StepSums::exposed_ns);
     times.wait = part(&StepSums::wait_ns);
     times.idle = part(&StepSums::idle_ns);
-    times.overlap = spread_of(run, rows, [](StepSums const& sums) {
+    times.overlap = spread_over_ranks(run, rows, [](StepSums const& sums) {
         return 1 - static_cast<double>(sums.exposed_ns) / static_cast<double>(sums.comm_ns);
     });
     find_slowest(times, run, rows);
@@ -134,6 +128,13 @@ std::uint64_t seed_of(RunData const& run) {
 }
 
 }  // namespace
+
+Spread spread_of(std::vector<double> const& values) {
+    if (values.empty()) {
+        return {};
+    }
+    return {quantile(values, 0), median(values), quantile(values, 1)};
+}
 
 std::vector<double> step_seconds(RunData const& run, std::string const& variant) {
     std::vector<double> seconds;

@@ -17,6 +17,9 @@ struct Spread {
     double low = not_known, mid = not_known, high = not_known;
 };
 
+/// Of one value a rank; all NaN of none.
+Spread spread_of(std::vector<double> const& values);
+
 /// Seconds unless said otherwise; NaN is not known.
 struct VariantTimes {
     std::string name;
