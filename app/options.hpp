@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "app/cp_config.hpp"
+#include "app/nearest_name.hpp"
 #include "cuda/adamw.hpp"
 #include "cuda/cuda_device.hpp"
 #include "cuda/policy_loss.hpp"
@@ -148,8 +149,5 @@ std::string describe_options(Options const& options);
 /// empty if none. Each text is rank r's serialize_options().
 std::string serialize_options(Options const& options);
 std::string options_difference(std::vector<std::string> const& by_rank);
-
-/// Nearest of `names` by edit distance, "" if none is close.
-std::string nearest_name(std::string const& name, std::vector<std::string> const& names);
 
 }  // namespace cpstep

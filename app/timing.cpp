@@ -59,7 +59,7 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
     variant.grid().clear_ledger();
     world.barrier();
     TraceDetail const detail = block >= 0 ? step.timed_detail() : TraceDetail::layers;
-    trace.begin_step(variant.name(), detail);
+    trace.begin_step(variant.name(), detail, block);
     std::int64_t const begin = now_ns();
     StepMetrics const result = step.run(variant);
     std::int64_t const end = now_ns();

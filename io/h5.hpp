@@ -83,6 +83,18 @@ class H5File {
     H5Value read_attribute(std::string const& path, std::string const& name) const;
     std::vector<std::byte> read_records(std::string const& path,
                                         std::vector<H5Column> const& columns) const;
+    /// Rows [first, first + count) of a table.
+    std::vector<std::byte> read_records(std::string const& path,
+                                        std::vector<H5Column> const& columns, std::int64_t first,
+                                        std::int64_t count) const;
+    /// Rows [first, first + count) of the first axis, with all of the others.
+    std::vector<double> read_f64(std::string const& path, std::int64_t first,
+                                 std::int64_t count) const;
+
+    // What there is.
+    std::vector<std::string> children(std::string const& path) const;  ///< of a group, by name
+    std::vector<std::string> attribute_names(std::string const& path) const;
+    bool is_group(std::string const& path) const;
 
   private:
     struct Impl;

@@ -167,13 +167,19 @@ H5T_conv_ret_t refuse_overflow(H5T_conv_except_t kind, hid_t, hid_t, void*, void
     return H5T_CONV_UNHANDLED;
 }
 
+/// Which part is read: spaces of the memory and of the file.
+struct Part {
+    hid_t memory = H5S_ALL;
+    hid_t file = H5S_ALL;
+};
+
 void read_integers(OpenFile const& file, std::string const& path, hid_t set, hid_t memory,
-                   void* out) {
+                   void* out, Part part = {}) {
     bool overflow = false;
     PropertiesId const transfer = properties(file, H5P_DATASET_XFER);
     check(file, H5Pset_type_conv_cb(transfer.get(), refuse_overflow, &overflow), path,
           "set up its conversion");
-    herr_t const result = H5Dread(set, memory, H5S_ALL, H5S_ALL, transfer.get(), out);
+    herr_t const result = H5Dread(set, memory, part.memory, part.file, transfer.get(), out);
     require(!overflow, file.code(), "{}: {}: a value does not fit the type the program reads it as",
             file.path.string(), path);
     check(file, result, path, "read it");
@@ -195,6 +201,35 @@ std::vector<T> read_numbers(OpenFile const& file, std::string const& path, hid_t
               path, "read it");
     }
     return values;
+}
+
+/// Rows [first, first + count) of the first axis.
+struct Rows {
+    SpaceId memory;
+    SpaceId file;
+    std::size_t elements = 0;
+};
+
+Rows select_rows(OpenFile const& file, std::string const& path, hid_t set, std::int64_t first,
+                 std::int64_t count) {
+    std::vector<std::int64_t> const dims = extent(file, path, set);
+    require(!dims.empty() && first >= 0 && count > 0 && first <= dims[0] - count, file.code(),
+            "{}: {}: has no rows {} to {}", file.path.string(), path, first, first + count - 1);
+    std::vector<hsize_t> start(dims.size(), 0);
+    std::vector<hsize_t> size(dims.begin(), dims.end());
+    start[0] = static_cast<hsize_t>(first);
+    size[0] = static_cast<hsize_t>(count);
+    Rows rows;
+    rows.file.reset(check(file, H5Dget_space(set), path, "select its rows"));
+    check(file,
+          H5Sselect_hyperslab(rows.file.get(), H5S_SELECT_SET, start.data(), nullptr, size.data(),
+                              nullptr),
+          path, "select its rows");
+    rows.memory.reset(check(file,
+                            H5Screate_simple(static_cast<int>(size.size()), size.data(), nullptr),
+                            path, "select its rows"));
+    rows.elements = static_cast<std::size_t>(H5Sget_simple_extent_npoints(rows.memory.get()));
+    return rows;
 }
 
 /// Fixed-length text up to its padding.
@@ -354,6 +389,36 @@ std::vector<std::byte> H5File::read_records(std::string const& path,
         h5::read_integers(*impl_, path, source.set.get(), memory.get(), records.data());
     }
     return records;
+}
+
+std::vector<std::byte> H5File::read_records(std::string const& path,
+                                            std::vector<H5Column> const& columns,
+                                            std::int64_t first, std::int64_t count) const {
+    h5::Source const source = h5::open_source(*impl_, path, H5T_COMPOUND);
+    h5::require_columns(*impl_, path, source.type.get(), columns);
+    (void)h5::checked_elements(*impl_, path, source.set.get(), H5Tget_size(source.type.get()));
+    if (count == 0) {
+        return {};
+    }
+    h5::Rows const rows = h5::select_rows(*impl_, path, source.set.get(), first, count);
+    std::vector<std::byte> records(rows.elements * h5::record_size(columns));
+    h5::TypeId const memory = h5::record_type(*impl_, columns);
+    h5::read_integers(*impl_, path, source.set.get(), memory.get(), records.data(),
+                      {rows.memory.get(), rows.file.get()});
+    return records;
+}
+
+std::vector<double> H5File::read_f64(std::string const& path, std::int64_t first,
+                                     std::int64_t count) const {
+    h5::Source const source = h5::open_source(*impl_, path, H5T_FLOAT);
+    (void)h5::checked_elements(*impl_, path, source.set.get(), H5Tget_size(source.type.get()));
+    h5::Rows const rows = h5::select_rows(*impl_, path, source.set.get(), first, count);
+    std::vector<double> values(rows.elements);
+    h5::check(*impl_,
+              H5Dread(source.set.get(), H5T_NATIVE_DOUBLE, rows.memory.get(), rows.file.get(),
+                      H5P_DEFAULT, values.data()),
+              path, "read it");
+    return values;
 }
 
 }  // namespace cpstep

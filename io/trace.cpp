@@ -11,53 +11,9 @@
 namespace cpstep {
 namespace {
 
-constexpr int files_per_folder = 256;
 constexpr std::int64_t name_width = 64;
 constexpr std::int16_t compute_stream = 0;
 constexpr std::int16_t comm_stream = 1;
-
-/// One record of /steps: packed, 32 bytes.
-#pragma pack(push, 1)
-struct StepRecord {
-    std::uint32_t step = 0;
-    std::uint32_t variant = 0;  // row of /names
-    std::int64_t t0_ns = 0;
-    std::int64_t dur_ns = 0;
-    std::uint64_t events = 0;
-};
-#pragma pack(pop)
-static_assert(sizeof(Event) == 40 && sizeof(StepRecord) == 32);
-
-struct Interval {
-    std::int64_t begin;
-    std::int64_t end;
-};
-
-/// Union as disjoint intervals in order of time.
-std::vector<Interval> merged(std::vector<Interval> intervals) {
-    std::sort(intervals.begin(), intervals.end(),
-              [](Interval const& a, Interval const& b) { return a.begin < b.begin; });
-    std::vector<Interval> out;
-    for (Interval const& next : intervals) {
-        if (out.empty() || next.begin > out.back().end) {
-            out.push_back(next);
-        } else {
-            out.back().end = std::max(out.back().end, next.end);
-        }
-    }
-    return out;
-}
-
-/// Length of the intersection of two unions.
-std::int64_t overlap_ns(std::vector<Interval> const& a, std::vector<Interval> const& b) {
-    std::int64_t total = 0;
-    for (std::size_t i = 0, j = 0; i < a.size() && j < b.size();) {
-        total += std::max<std::int64_t>(
-            std::min(a[i].end, b[j].end) - std::max(a[i].begin, b[j].begin), 0);
-        (a[i].end < b[j].end ? i : j)++;
-    }
-    return total;
-}
 
 void describe(H5File& file, RankFileInfo const& info) {
     file.attribute("/", "format", std::string("cpstep-trace"));
@@ -74,7 +30,7 @@ void create_datasets(H5File& file, std::vector<ShardSpec> const& shards,
                      std::vector<ShardIndex> const& indices) {
     file.create_table("/events", event_columns(), event_units);
     file.attribute("/events", "kinds", std::string("0 step,1 pass,2 compute,3 comm,4 wait"));
-    file.create_table("/steps", step_columns(), "ns (t0_ns, dur_ns)");
+    file.create_table("/steps", step_columns(), step_units);
     file.create_string_table("/names", name_width);
     for (ShardSpec const& shard : shards) {
         std::vector<float> const unwritten(static_cast<std::size_t>(shard.rows),
@@ -88,51 +44,6 @@ void create_datasets(H5File& file, std::vector<ShardSpec> const& shards,
 }
 
 }  // namespace
-
-std::vector<H5Column> event_columns() {
-    using Type = H5Column::Type;
-    return {{"step", Type::u32},  {"kind", Type::u16},   {"stream", Type::i16},
-            {"t0_ns", Type::i64}, {"dur_ns", Type::i64}, {"bytes", Type::u64},
-            {"peer", Type::i32},  {"name", Type::u32}};
-}
-
-std::vector<H5Column> step_columns() {
-    using Type = H5Column::Type;
-    return {{"step", Type::u32},
-            {"variant", Type::u32},
-            {"t0_ns", Type::i64},
-            {"dur_ns", Type::i64},
-            {"events", Type::u64}};
-}
-
-std::string rank_file_name(int rank) {
-    return fmt::format("ranks/{:03}/rank{:05}.h5", rank / files_per_folder, rank);
-}
-
-std::int64_t exposed_comm_ns(std::vector<Event> const& events) {
-    std::vector<Interval> comm;
-    std::vector<Interval> compute;
-    std::vector<Interval> waits;
-    for (Event const& event : events) {
-        Interval const interval{event.t0_ns, event.t0_ns + event.dur_ns};
-        if (event.kind == SpanKind::comm && event.stream == comm_stream) {
-            comm.push_back(interval);
-        } else if (event.kind == SpanKind::compute) {
-            compute.push_back(interval);
-        } else if (event.kind == SpanKind::wait) {
-            waits.push_back(interval);
-        }
-    }
-    if (compute.empty() && !waits.empty()) {
-        return overlap_ns(merged(std::move(comm)), merged(std::move(waits)));
-    }
-    comm = merged(std::move(comm));
-    std::int64_t total = 0;
-    for (Interval const& interval : comm) {
-        total += interval.end - interval.begin;
-    }
-    return total - overlap_ns(comm, merged(std::move(compute)));
-}
 
 Span::Span(Trace* trace, SpanKind kind, std::string_view name) : trace_(trace), kind_(kind) {
     if (trace_ != nullptr && trace_->keeps(kind, name)) {
@@ -228,7 +139,7 @@ void Trace::resolve_marks() {
     }
 }
 
-void Trace::begin_step(std::string_view variant, TraceDetail detail) {
+void Trace::begin_step(std::string_view variant, TraceDetail detail, int block) {
     require(!in_step_, ExitCode::internal, "step {} begun twice", step_);
     events_.clear();
     variant_ = variant;
@@ -237,6 +148,7 @@ void Trace::begin_step(std::string_view variant, TraceDetail detail) {
     }
     in_step_ = true;
     detail_ = detail;
+    block_ = block;
     step_begin_ns_ = now_ns();
 }
 
@@ -256,9 +168,12 @@ void Trace::end_step() {
         // Its row in /steps comes after the flush: a step that is listed has all its events.
         StepRecord const row{.step = step_,
                              .variant = variant,
+                             .block = block_,
+                             .detail = static_cast<std::uint32_t>(detail_),
                              .t0_ns = step_begin_ns_ - info_.epoch_ns,
                              .dur_ns = end_ns - step_begin_ns_,
-                             .events = static_cast<std::uint64_t>(count)};
+                             .events = static_cast<std::uint64_t>(count),
+                             .sums = sums_of(events_, end_ns - step_begin_ns_)};
         file_->append_records("/steps", &row, 1);
         file_->flush();
     }

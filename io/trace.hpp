@@ -9,27 +9,10 @@
 #include <vector>
 
 #include "cuda/backend.hpp"
-#include "io/h5.hpp"
+#include "io/trace_records.hpp"
 #include "mpi/comm.hpp"
 
 namespace cpstep {
-
-/// What a span is. compute and comm are leaves; the others contain them.
-enum class SpanKind : std::uint16_t { step = 0, pass = 1, compute = 2, comm = 3, wait = 4 };
-
-/// One record of /events: packed, little endian, 40 bytes. Times: ns since the run's epoch.
-#pragma pack(push, 1)
-struct Event {
-    std::uint32_t step = 0;
-    SpanKind kind = SpanKind::compute;
-    std::int16_t stream = 0;  ///< 0 compute, 1 communication
-    std::int64_t t0_ns = 0;
-    std::int64_t dur_ns = 0;
-    std::uint64_t bytes = 0;
-    std::int32_t peer = -1;
-    std::uint32_t name = 0;  ///< row of /names
-};
-#pragma pack(pop)
 
 /// Attributes and shards a rank file is born with.
 struct RankFileInfo {
@@ -54,10 +37,6 @@ struct ShardIndex {
     std::string path;
     std::vector<std::int64_t> rows;
 };
-
-/// How much of a step is kept. A mark costs a device 2 us, which layers add up to some per cent of
-/// a step; passes alone have no leaves on stream 0 but waits. off: the step and nothing in it.
-enum class TraceDetail : std::uint8_t { layers, passes, off };
 
 class Trace;
 
@@ -96,8 +75,9 @@ class Trace final : public CommObserver {
     void on_comm(CommRecord const& record) override;
     bool wants_times() const override { return in_step_ && detail_ != TraceDetail::off; }
 
-    /// Steps are numbered from 0; `variant` is stored in /steps.
-    void begin_step(std::string_view variant, TraceDetail detail = TraceDetail::layers);
+    /// Steps are numbered from 0; `variant` and `block` are stored in /steps.
+    void begin_step(std::string_view variant, TraceDetail detail = TraceDetail::layers,
+                    int block = -1);
     /// Writes and flushes the step's events; outside timed code.
     void end_step();
     void write_shard(std::string const& path, std::span<float const> data);
@@ -126,21 +106,10 @@ class Trace final : public CommObserver {
     std::uint32_t step_ = 0;
     bool in_step_ = false;  // outside of steps nothing is kept
     TraceDetail detail_ = TraceDetail::layers;
+    int block_ = -1;
     std::string variant_;
     std::int64_t step_begin_ns_ = 0;
     std::int64_t event_count_ = 0;
 };
-
-/// Columns of /events and /steps, as H5File wants them.
-std::vector<H5Column> event_columns();
-inline constexpr char const* event_units = "ns (t0_ns, dur_ns), byte (bytes)";
-std::vector<H5Column> step_columns();
-/// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
-std::string rank_file_name(int rank);
-
-/// Nanoseconds of communication (stream 1) not covered by compute spans: interval algebra on one
-/// step. In a step of TraceDetail::passes, which has no compute spans: not covered by anything but
-/// waits, since stream 0 computes where it does not wait.
-std::int64_t exposed_comm_ns(std::vector<Event> const& events);
 
 }  // namespace cpstep

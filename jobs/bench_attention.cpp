@@ -138,9 +138,9 @@ void compare(Backend& backend, std::int64_t tokens) {
         for (CpMethod const method : {CpMethod::p2p, CpMethod::all_gather}) {
             Cost worst;
             for (int rank = 0; rank < 2; ++rank) {
-                DType const sums = method == CpMethod::p2p ? DType::f32 : DType::bf16;
-                Cost const own = rank_cost(
-                    backend, make_cp_plan(lengths, {.size = 2, .method = method}, rank), sums);
+                Cost const own =
+                    rank_cost(backend, make_cp_plan(lengths, {.size = 2, .method = method}, rank),
+                              DType::f32);
                 worst = {std::max(worst.forward, own.forward),
                          std::max(worst.backward, own.backward)};
             }

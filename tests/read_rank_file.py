@@ -6,7 +6,9 @@ import numpy as np
 
 EVENT = [("step", "<u4"), ("kind", "<u2"), ("stream", "<i2"), ("t0_ns", "<i8"),
          ("dur_ns", "<i8"), ("bytes", "<u8"), ("peer", "<i4"), ("name", "<u4")]
-STEP = [("step", "<u4"), ("variant", "<u4"), ("t0_ns", "<i8"), ("dur_ns", "<i8"), ("events", "<u8")]
+STEP = [("step", "<u4"), ("variant", "<u4"), ("block", "<i4"), ("detail", "<u4"), ("t0_ns", "<i8"), ("dur_ns", "<i8"),
+        ("events", "<u8"), ("compute_ns", "<i8"), ("comm_ns", "<i8"), ("exposed_ns", "<i8"), ("wait_ns", "<i8"),
+        ("idle_ns", "<i8"), ("bytes", "<u8")]
 
 
 def open_file(path):
@@ -36,7 +38,7 @@ def main(path, steps):
         file.visititems(check_dataset)
         events, table, names = file["events"], file["steps"], file["names"][...]
         assert events.dtype == np.dtype(EVENT) and events.dtype.itemsize == 40, events.dtype
-        assert table.dtype == np.dtype(STEP) and table.dtype.itemsize == 32, table.dtype
+        assert table.dtype == np.dtype(STEP) and table.dtype.itemsize == 88, table.dtype
         assert names.dtype == np.dtype("S64"), names.dtype
         assert text(events.attrs["kinds"]) == "0 step,1 pass,2 compute,3 comm,4 wait"
         assert "ns" in text(events.attrs["units"]) and "byte" in text(events.attrs["units"])

@@ -19,14 +19,6 @@ namespace fs = std::filesystem;
 using namespace cpstep;
 using cpstep::test::Folder;
 
-#pragma pack(push, 1)
-struct StepRow {
-    std::uint32_t step, variant;
-    std::int64_t t0_ns, dur_ns;
-    std::uint64_t events;
-};
-#pragma pack(pop)
-
 template <class T>
 std::vector<T> records(H5File const& in, std::string const& path,
                        std::vector<H5Column> const& columns) {
@@ -68,8 +60,8 @@ RankFileInfo info_of(int rank) {
 }
 
 /// Two spans and a communication call; 5 events with the step itself.
-void one_step(Trace& trace, std::string const& variant) {
-    trace.begin_step(variant);
+void one_step(Trace& trace, std::string const& variant, int block = -1) {
+    trace.begin_step(variant, TraceDetail::layers, block);
     {
         Span const pass = trace.span(SpanKind::pass, "forward");
         Span const work = trace.span(SpanKind::compute, "attention");
@@ -219,7 +211,7 @@ BOOST_AUTO_TEST_CASE(the_rank_file_holds_events_names_steps_and_shards) {
                     {{"cp2/log_probs", 3, "nat"}, {"cp2/entropy", 2, "nat"}, {"cp1/none", 0, "1"}},
                     {{"cp2/response_index", {0, 1, 16777217}}});
         one_step(trace, "cp1");
-        one_step(trace, "cp2");
+        one_step(trace, "cp2", 3);
         trace.write_shard("cp2/log_probs", std::vector<float>{-1, -2, -3});
         BOOST_CHECK_THROW(trace.write_shard("cp2/nope", std::vector<float>{1}), Error);
         trace.close();
@@ -234,12 +226,15 @@ BOOST_AUTO_TEST_CASE(the_rank_file_holds_events_names_steps_and_shards) {
     BOOST_TEST(in.read_strings("/names") ==
                (std::vector<std::string>{"forward", "attention", "ring.kv", "cp1", "cp2"}));
     auto const events = records<Event>(in, "/events", event_columns());
-    auto const steps = records<StepRow>(in, "/steps", step_columns());
+    auto const steps = records<StepRecord>(in, "/steps", step_columns());
     BOOST_REQUIRE_EQUAL(events.size(), 10U);
     BOOST_REQUIRE_EQUAL(steps.size(), 2U);
     BOOST_TEST(steps[1].step == 1U);
     BOOST_TEST(steps[1].variant == 4U);
     BOOST_TEST(steps[1].events == 5U);
+    BOOST_TEST((steps[0].block == -1 && steps[1].block == 3));
+    BOOST_TEST((steps[0].detail == 0U && steps[1].sums.bytes == 4096U));
+    BOOST_TEST(steps[1].sums.comm_ns == 30);
     BOOST_TEST((events[4].kind == SpanKind::step && events[9].kind == SpanKind::step));
     BOOST_TEST(events[9].t0_ns == steps[1].t0_ns);
     BOOST_TEST(events[9].dur_ns == steps[1].dur_ns);
@@ -272,7 +267,7 @@ BOOST_AUTO_TEST_CASE(a_kill_in_the_fourth_step_leaves_three_whole_steps) {
     read_with_h5py(path, 3);
     H5File const in = H5File::open(path);
     auto const events = records<Event>(in, "/events", event_columns());
-    BOOST_TEST(records<StepRow>(in, "/steps", step_columns()).size() == 3U);
+    BOOST_TEST(records<StepRecord>(in, "/steps", step_columns()).size() == 3U);
     BOOST_REQUIRE_EQUAL(events.size(), 15U);
     BOOST_TEST(events[14].step == 2U);
     BOOST_TEST(in.read_strings("/names").size() == 4U);
@@ -304,7 +299,7 @@ BOOST_AUTO_TEST_CASE(a_kill_at_any_moment_leaves_every_listed_step_whole) {
         H5File const in = H5File::open(path);
         auto const events = records<Event>(in, "/events", event_columns());
         std::uint64_t listed = 0;
-        for (StepRow const& row : records<StepRow>(in, "/steps", step_columns())) {
+        for (StepRecord const& row : records<StepRecord>(in, "/steps", step_columns())) {
             BOOST_REQUIRE(listed + row.events <= events.size());
             BOOST_TEST(events[listed].step == row.step);
             listed += row.events;
