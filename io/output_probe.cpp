@@ -108,7 +108,7 @@ OutputFacts probe_output(fs::path const& folder, std::string const& tag) {
     OutputFacts facts;
     std::error_code error;
     facts.sees_mark = fs::exists(folder / mark_name, error);
-    struct statfs info {};
+    struct statfs info{};
     bool const answered = statfs(folder.c_str(), &info) == 0;
     facts.file_system =
         answered ? name_of_file_system(static_cast<std::uint64_t>(info.f_type) & 0xFFFFFFFFU)

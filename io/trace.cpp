@@ -119,7 +119,7 @@ void Trace::on_comm(CommRecord const& record) {
     std::uint32_t const name = name_id(record.label);
     add(SpanKind::comm, comm_stream, name, record.posted, record.done,
         static_cast<std::uint64_t>(record.bytes), record.peer);
-    add(SpanKind::wait, compute_stream, name, record.waited, record.resumed, 0, record.peer);
+    add(SpanKind::wait, compute_stream, name, record.waited, record.done, 0, record.peer);
 }
 
 /// Marks of the step at hand become times, which a device tells of those it has reached.
@@ -135,7 +135,7 @@ void Trace::resolve_marks() {
             end = backend_->mark_ns(end);
         }
         event.t0_ns = begin - info_.epoch_ns;
-        event.dur_ns = end - begin;
+        event.dur_ns = std::max<std::int64_t>(end - begin, 0);  // nobody waits for what is done
     }
 }
 

@@ -180,7 +180,8 @@ section_trace() {
     local turn
     device_options "$ranks" bf16 ipc
     for turn in passes-1 off-1 off-2 passes-2; do
-        launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-loss-comm scalar --warmup-steps 3 --blocks 8 \
+        launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather \
+            --cp-loss-comm scalar --warmup-steps 3 --blocks 8 \
             --trace-detail "${turn%-*}" --quiet --output "$tmp/run" "${device[@]}"
         run "$turn" "${launched[@]}"
         keep "$turn" "$tmp/run"
@@ -217,7 +218,8 @@ sanitize_run() {  # TOOL PRECISION WIRE
     esac
     device_options "$ranks" "$2" "$3"
     [ "$1" = memcheck ] || device+=(--attention-backend reference)
-    [ "$1" != racecheck ] || device+=(--rollout-batch-size 2 --global-batch-size 4 --rollout-max-response-len 16)
+    [ "$1" != racecheck ] || device+=(--rollout-batch-size 1 --global-batch-size 2 --rollout-max-response-len 16 \
+        --cp-loss-comm scalar)
     rm -f "$tmp"/sanitizer.*.log
     launch "$ranks" "$sanitizer" --tool "$1" "${checks[@]}" --error-exitcode 99 \
         --log-file "$tmp/sanitizer.%q{OMPI_COMM_WORLD_RANK}.log" "$program" run --config inputs/smoke.ini \

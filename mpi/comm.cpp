@@ -88,7 +88,6 @@ void Comm::collective(std::string_view label, std::string_view op, std::int64_t 
     work();
     record.done = time(Queue::wire);
     compute_after_wire();
-    record.resumed = time(Queue::compute);
     count(record);
     tell(record);
 }
@@ -189,7 +188,6 @@ void Comm::end_call(int ticket) {
     record.waited = time(Queue::compute);
     do_end_call(ticket);
     record.done = queued() ? open.done : time(Queue::wire);
-    record.resumed = time(Queue::compute);
     if (open.counts) {
         count(record);
     }

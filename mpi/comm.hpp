@@ -25,8 +25,7 @@ struct CommRecord {
     std::int64_t bytes = 0;  ///< as in LedgerEntry
     Mark posted = 0;         ///< wire queue: may begin, all work queued before has been done
     Mark done = 0;           ///< wire queue: has ended
-    Mark waited = 0;         ///< compute queue: nothing is left that does without the call
-    Mark resumed = 0;        ///< compute queue: goes on
+    Mark waited = 0;         ///< compute queue: waits for `done` from here on, if it is yet to come
 };
 
 /// Told of every call that has returned (the trace is one).

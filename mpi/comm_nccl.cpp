@@ -332,9 +332,7 @@ class NcclWires final : public Wires {
         return fmt::format("nccl {} ({}, {}{})", nccl_version_text(version_), nccl_facts().path,
                            ranks_, shared_ ? ", shared GPUs" : "");
     }
-    bool timing_valid() const override {
-        return !shared_;
-    }
+    bool timing_valid() const override { return !shared_; }
 
   private:
     void begin() {

@@ -141,7 +141,7 @@ BOOST_AUTO_TEST_CASE(gpu_code_and_attention) {
 }
 
 BOOST_AUTO_TEST_CASE(states_that_spoil_times) {
-    auto const with = [](auto NvmlFacts::*fact, auto value) {
+    auto const with = [](auto NvmlFacts::* fact, auto value) {
         return [=](JobFacts& job) { job.ranks[1].gpu.nvml.*fact = known(value); };
     };
     expect("MIG", Status::fail, {"on (rank 1)", "parity"}, with(&NvmlFacts::mig, 1));
@@ -158,7 +158,7 @@ BOOST_AUTO_TEST_CASE(states_that_spoil_times) {
 }
 
 BOOST_AUTO_TEST_CASE(broken_memory_and_xids) {
-    auto const with = [](auto NvmlFacts::*fact, auto value) {
+    auto const with = [](auto NvmlFacts::* fact, auto value) {
         return [=](JobFacts& job) { job.ranks[0].gpu.nvml.*fact = known(value); };
     };
     expect("GPU memory", Status::fail, {"uncorrected errors: 3 on 0000:1B:00.0 GPU-1"},
@@ -305,18 +305,15 @@ BOOST_AUTO_TEST_CASE(wires) {
     expect("wire nccl", Status::fail,
            {"rank 2 received 17 wrong values", "NCCL_DEBUG=INFO", "NCCL_P2P_DISABLE=1",
             "NCCL_IB_DISABLE=1"},
-           [](JobFacts& job) {
-               job.wires[1].wrong = {0, 0, 17, 0};
-           });
+           [](JobFacts& job) { job.wires[1].wrong = {0, 0, 17, 0}; });
     expect("wire nccl", Status::fail, {"timed out", "NCCL_DEBUG=INFO"},
            [](JobFacts& job) { job.wires[1].failed = "timed out after 30 s"; });
     expect("wire nccl", Status::skip, {"this build has no NCCL"},
            [](JobFacts& job) { job.wires[1].refused = "this build has no NCCL"; });
     expect("wire nccl", Status::warn, {"sockets"},
            [](JobFacts& job) { job.wires[1].timing_valid = false; });
-    expect("wire mpi", Status::fail, {"OMPI_MCA_btl_tcp_if_include"}, [](JobFacts& job) {
-        job.wires[0].wrong = {1, 0, 0, 0};
-    });
+    expect("wire mpi", Status::fail, {"OMPI_MCA_btl_tcp_if_include"},
+           [](JobFacts& job) { job.wires[0].wrong = {1, 0, 0, 0}; });
 }
 
 BOOST_AUTO_TEST_CASE(many_ranks_are_not_all_listed) {

@@ -60,7 +60,9 @@ BOOST_AUTO_TEST_CASE(what_it_lacks_or_refuses_is_unknown_with_the_reason) {
 
 BOOST_AUTO_TEST_CASE(it_is_ended_as_often_as_it_was_begun) {
     Nvml const kept(CPSTEP_FAKE_NVML);
-    { Nvml const nvml(CPSTEP_FAKE_NVML); }
+    {
+        Nvml const nvml(CPSTEP_FAKE_NVML);
+    }
     void* const library = dlopen(CPSTEP_FAKE_NVML, RTLD_NOW);
     BOOST_REQUIRE(library != nullptr);
     auto* const begun = reinterpret_cast<int (*)()>(dlsym(library, "fake_nvml_begun"));

@@ -31,7 +31,9 @@ BOOST_AUTO_TEST_CASE(folders_that_were_there_and_files_of_others_stay) {
     }
     BOOST_TEST(fs::exists(folder.path / "run/new/file"));
     BOOST_TEST(!fs::exists(folder.path / "run/new/.cpstep-doctor"));
-    { ProbeFolder const kept(folder.path / "run"); }
+    {
+        ProbeFolder const kept(folder.path / "run");
+    }
     BOOST_TEST(fs::exists(folder.path / "run"));
 }
 

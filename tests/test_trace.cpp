@@ -46,7 +46,7 @@ CommRecord ring_record(std::int64_t posted, std::int64_t waited, std::int64_t do
         .label = "ring.kv", .op = "exchange", .group_size = 2, .peer = 1, .bytes = 4096};
     record.posted = posted;
     record.waited = waited;
-    record.done = record.resumed = done;
+    record.done = done;
     return record;
 }
 
@@ -169,6 +169,16 @@ BOOST_AUTO_TEST_CASE(a_call_gives_its_time_on_the_wire_and_the_time_stood_waitin
     BOOST_TEST(events[1].t0_ns == 1400);
     BOOST_TEST(events[1].dur_ns == 100);
     BOOST_TEST((events[2].kind == SpanKind::step));
+}
+
+BOOST_AUTO_TEST_CASE(nobody_waits_for_a_call_that_has_ended_before) {
+    Trace trace;
+    trace.begin_step("cp2");
+    trace.on_comm(ring_record(1000, 1400, 1300));
+    trace.end_step();
+    BOOST_TEST(trace.last_step().at(0).dur_ns == 300);
+    BOOST_TEST(trace.last_step().at(1).t0_ns == 1400);
+    BOOST_TEST(trace.last_step().at(1).dur_ns == 0);
 }
 
 BOOST_AUTO_TEST_CASE(spans_nest_and_steps_are_numbered_without_a_file) {

@@ -131,7 +131,7 @@ Fact<int> count_xids(fs::path const& root) {
 }
 
 Fact<std::int64_t> shared_memory(fs::path const& root) {
-    struct statvfs info {};
+    struct statvfs info{};
     if (statvfs((root / "dev/shm").c_str(), &info) != 0) {
         return unknown<std::int64_t>(fmt::format("/dev/shm: {}", std::strerror(errno)));
     }
