@@ -32,8 +32,7 @@ def load_events(directory, ranks=None):
     variant  category    what the step computed: "cp1", "cp2", ...
     kind     category    step | pass | compute | comm | wait; compute and comm are leaves, pass and step contain them
     stream   int         0 compute, 1 communication
-    t0_ns    int, ns     begin, since the epoch of rank 0; other ranks' are moved by the difference of their epochs in Unix
-                         time, so that between hosts it is as good as their clocks agree
+    t0_ns    int, ns     begin, since the run's epoch: one moment on all ranks, to within /clock of run.h5
     dur_ns   int, ns     duration; of a comm: posted to done, of a wait: how long stream 0 stood waiting for it
     bytes    int, byte   sent or reduced by this rank; 0 for other kinds
     peer     int         rank in the group that it was exchanged with, -1 if none
@@ -43,13 +42,11 @@ def load_events(directory, ranks=None):
     """
     tables = []
     with _Run(directory) as run:
-        epoch = run.epoch_unix_ns()
         for rank, file in run.rank_files(ranks):
             steps, names = file["steps"][:], _texts(file["names"])
             # A step is listed after its events: rows beyond the listed steps are of one that was cut off.
             events = file["events"][:int(steps["events"].sum())]
             table = pd.DataFrame({name: events[name].astype(np.int64) for name in events.dtype.names})
-            table["t0_ns"] += int(file.attrs["epoch_unix_ns"]) - epoch
             table.insert(0, "rank", rank)
             variant = pd.Categorical([names[s] for s in steps["variant"]])
             table.insert(2, "variant", variant.take(np.searchsorted(steps["step"], events["step"])))
@@ -261,13 +258,6 @@ class _Run:
             yield rank, self.open
             self.open.close()
             self.open = None
-
-    def epoch_unix_ns(self):
-        """Of rank 0, or of the first rank there is."""
-        if self.file is not None:
-            return int(self.file["clock"].attrs["epoch_unix_ns"])
-        with _opened(self._first(), "cpstep-trace") as file:
-            return int(file.attrs["epoch_unix_ns"])
 
     def _first(self):
         return min(self.directory.glob("ranks/*/rank*.h5"))

@@ -116,6 +116,7 @@ section_golden() {
     golden_run 2 bf16 ipc
     golden_run 4 bf16 ipc
     golden_run 2 bf16 mpi
+    golden_run 4 bf16 mpi
     golden_run 2 bf16 nccl
 }
 

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <limits>
 
 #include "app/analysis/variant_times.hpp"
 #include "cuda/error.hpp"
@@ -68,15 +67,6 @@ class TraceFile {
     bool first_ = true;
 };
 
-/// Nanoseconds of a rank's time 0 after that of the earliest rank.
-std::int64_t shift_of(RunData const& run, RankData const& rank) {
-    std::int64_t earliest = std::numeric_limits<std::int64_t>::max();
-    for (RankData const& each : run.ranks) {
-        earliest = std::min(earliest, each.epoch_unix_ns);
-    }
-    return rank.epoch_unix_ns - earliest;
-}
-
 double us(std::int64_t ns) {
     return static_cast<double>(ns) * 1e-3;
 }
@@ -138,9 +128,7 @@ char const* kind_name(SpanKind kind) {
     return index < std::size(names) ? names[index] : "?";
 }
 
-void add_rank(TraceFile& file, RunData const& run, RankData const& rank,
-              std::vector<std::uint32_t> const& steps) {
-    std::int64_t const shift = shift_of(run, rank);
+void add_rank(TraceFile& file, RankData const& rank, std::vector<std::uint32_t> const& steps) {
     int lanes = 0;
     for (std::uint32_t const step : steps) {
         std::vector<Event> const events = load_events(rank, step);
@@ -154,7 +142,7 @@ void add_rank(TraceFile& file, RunData const& run, RankData const& rank,
                 quoted(event.kind == SpanKind::wait   ? "wait " + name
                        : event.kind == SpanKind::step ? fmt::format("step {} {}", step, name)
                                                       : name),
-                kind_name(event.kind), rank.rank, us(event.t0_ns + shift), us(event.dur_ns), step);
+                kind_name(event.kind), rank.rank, us(event.t0_ns), us(event.dur_ns), step);
         }
         std::vector<Event> const calls = sorted_calls(events);
         std::vector<int> const lane = lanes_of(calls);
@@ -162,9 +150,9 @@ void add_rank(TraceFile& file, RunData const& run, RankData const& rank,
             lanes = std::max(lanes, lane[i] + 1);
             file.add(
                 R"("ph": "X", "name": {}, "cat": "comm", "pid": {}, "tid": {}, "ts": {:.3f}, "dur": {:.3f}, "args": {{"step": {}, "bytes": {}, "peer": {}}})",
-                quoted(rank.names[calls[i].name]), rank.rank, lane[i] + 1,
-                us(calls[i].t0_ns + shift), us(calls[i].dur_ns), step,
-                std::uint64_t{calls[i].bytes}, std::int32_t{calls[i].peer});
+                quoted(rank.names[calls[i].name]), rank.rank, lane[i] + 1, us(calls[i].t0_ns),
+                us(calls[i].dur_ns), step, std::uint64_t{calls[i].bytes},
+                std::int32_t{calls[i].peer});
         }
     }
     file.add(R"("ph": "M", "name": "process_name", "pid": {}, "args": {{"name": {}}})", rank.rank,
@@ -226,17 +214,16 @@ void write_hta_rank(fs::path const& folder, RunData const& run, RankData const& 
         folder / fmt::format("rank{:05}.json", rank.rank),
         fmt::format(R"("distributedInfo": {{"backend": "nccl", "rank": {}, "world_size": {}}}, )",
                     rank.rank, run.world));
-    std::int64_t const shift = shift_of(run, rank);
     std::int64_t correlation = 0;
     for (std::uint32_t const step : steps) {
         StepRecord const& row = rank.steps[row_of_step(run, step)];
         file.add(
             R"("ph": "X", "name": "ProfilerStep#{}", "cat": "user_annotation", "pid": {}, "tid": 1, "ts": {:.3f}, "dur": {:.3f}, "args": {{}})",
-            step, rank.rank, us(row.t0_ns + shift), us(row.dur_ns));
+            step, rank.rank, us(row.t0_ns), us(row.dur_ns));
         for (Event const& kernel : kernels_of(load_events(rank, step))) {
             bool const call = kernel.kind == SpanKind::comm;
             ++correlation;
-            double const begin = us(kernel.t0_ns + shift);
+            double const begin = us(kernel.t0_ns);
             file.add(
                 R"("ph": "X", "name": "cudaLaunchKernel", "cat": "cuda_runtime", "pid": {}, "tid": 1, "ts": {:.3f}, "dur": {:.3f}, "args": {{"correlation": {}}})",
                 rank.rank, begin - launch_us, launch_us, correlation);
@@ -260,7 +247,7 @@ void export_trace(RunData const& run, ExportFormat format, fs::path const& outpu
     if (format == ExportFormat::perfetto) {
         TraceFile file(output, "");
         for (RankData const& rank : run.ranks) {
-            add_rank(file, run, rank, steps);
+            add_rank(file, rank, steps);
         }
         file.close();
         return;

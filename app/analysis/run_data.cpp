@@ -161,7 +161,6 @@ RankData load_rank(fs::path const& path) {
             "{}: rank {} of {} ranks", path.string(), rank.rank, rank.world);
     rank.host = attribute<std::string>(file, path, "host");
     rank.run_id = attribute<std::string>(file, path, "run_id");
-    rank.epoch_unix_ns = attribute<std::int64_t>(file, path, "epoch_unix_ns");
     rank.names = file.read_strings("/names");
     rank.steps = records_of<StepRecord>(file.read_records("/steps", step_columns()));
     for (StepRecord const& step : rank.steps) {

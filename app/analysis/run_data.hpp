@@ -16,7 +16,6 @@ struct RankData {
     int world = 1;
     std::string host, run_id;
     std::filesystem::path file;
-    std::int64_t epoch_unix_ns = 0;
     std::vector<std::string> names;
     std::vector<StepRecord> steps;
 };
