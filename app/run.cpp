@@ -55,6 +55,7 @@ class Run {
     void record_memory();
     void write_outputs();
     void progress(StepTime const& step);
+    std::string time_left() const;
 
     World& world_;
     Setup& setup_;
@@ -73,6 +74,7 @@ class Run {
     MemoryEstimate memory_;
     Report report_;
     int steps_done_ = 0;
+    std::int64_t timing_began_ns_ = 0;
 };
 
 /// The response tokens this rank computes in a variant, in the order of its micro-batches.
@@ -214,14 +216,26 @@ void Run::open_output() {
     });
 }
 
+/// At the pace of the steps since timing began; "" before it has.
+std::string Run::time_left() const {
+    auto const timed = steps_done_ - static_cast<int>(variants_.size());
+    if (timed <= 0) {
+        return "";
+    }
+    double const taken = static_cast<double>(now_ns() - timing_began_ns_) * 1e-9;
+    double const left = taken / timed * (setup_.total_steps() - steps_done_);
+    return left < 100 ? fmt::format(", {:.0f} s left", left)
+                      : fmt::format(", {:.0f} min left", left / 60);
+}
+
 void Run::progress(StepTime const& step) {
     ++steps_done_;
     if (world_.root() && !setup_.options.quiet) {
         std::string const phase = step.block < 0 ? "warm-up" : fmt::format("block {}", step.block);
-        fmt::print(stderr, "cpstep: [{}/{}] {} {}: {:.3f} s, loss {:.6g}\n", steps_done_,
+        fmt::print(stderr, "cpstep: [{}/{}] {} {}: {:.3f} s, loss {:.6g}{}\n", steps_done_,
                    setup_.total_steps(), step.variant,
                    steps_done_ <= static_cast<int>(variants_.size()) ? "verification" : phase,
-                   step.seconds, step.loss);
+                   step.seconds, step.loss, time_left());
     }
 }
 
@@ -301,6 +315,7 @@ void Run::time_steps() {
         }
     }
     if (world_.broadcast(wanted ? "time" : "skip") == "time") {
+        timing_began_ns_ = now_ns();
         report_.timing = run_timing(world_, *trace_, setup_.options, *step_, variants_,
                                     [&](StepTime const& step) { progress(step); });
         if (!report_.timing.reproducible) {

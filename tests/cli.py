@@ -136,6 +136,8 @@ def test_progress_is_a_line_a_step_and_none_when_quiet(program):
     expect(len(lines) == 2 + 2 * (2 + 2 * 3), f"{len(lines)} lines for 18 steps")
     for i, line in enumerate(lines):
         expect(re.match(rf"cpstep: \[{i + 1}/{len(lines)}\] cp[12] ", line), line)
+        expect(bool(re.search(r", \d+ s left$", line)) == (i >= 2), f"timed steps say what is left: {line}")
+    expect(lines[-1].endswith(", 0 s left"), lines[-1])
     quiet = program.run(*smoke(program.path()))
     expect_code(quiet, 0)
     expect(quiet.err.strip() == "", f"--quiet said {quiet.err}")
