@@ -21,8 +21,8 @@ Fact<T> known(T value) {
 }
 
 template <class T>
-Fact<T> unknown(std::string why) {
-    return {.value = std::nullopt, .why = std::move(why)};
+Fact<T> unknown(std::string const& why) {
+    return {.value = std::nullopt, .why = why};
 }
 
 }  // namespace cpstep

@@ -80,7 +80,7 @@ void write_hdf5(fs::path const& file) {
 
 }  // namespace
 
-ProbeFolder::ProbeFolder(fs::path folder) : folder_(fs::absolute(std::move(folder))) {
+ProbeFolder::ProbeFolder(fs::path const& folder) : folder_(fs::absolute(folder)) {
     kept_ = folder_;
     while (!fs::exists(kept_) && kept_.has_relative_path()) {
         kept_ = kept_.parent_path();

@@ -23,7 +23,7 @@ struct OutputFacts {
 /// (environment) if it cannot be. Takes what it made away again.
 class ProbeFolder {
   public:
-    explicit ProbeFolder(std::filesystem::path folder);
+    explicit ProbeFolder(std::filesystem::path const& folder);
     ProbeFolder(ProbeFolder const&) = delete;
     ProbeFolder& operator=(ProbeFolder const&) = delete;
     ~ProbeFolder();
