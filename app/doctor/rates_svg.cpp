@@ -91,9 +91,19 @@ std::string style() {
         light, dark);
 }
 
+/// low, low * factor, ... up to the end of the axis.
+std::vector<double> ticks(Axis const& axis, double factor) {
+    auto const last = static_cast<int>(std::log(axis.high / axis.low * 1.001) / std::log(factor));
+    std::vector<double> values;
+    for (int i = 0; i <= last; ++i) {
+        values.push_back(axis.low * std::pow(factor, i));
+    }
+    return values;
+}
+
 void add_axes(std::string& out, Axis const& x, Axis const& y) {
     auto const to = std::back_inserter(out);
-    for (double bytes = x.low; bytes <= x.high * 1.001; bytes *= 4) {
+    for (double const bytes : ticks(x, 4)) {
         fmt::format_to(to,
                        "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/>"
                        "<text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\" font-size=\"11\">{4}"
@@ -101,7 +111,7 @@ void add_axes(std::string& out, Axis const& x, Axis const& y) {
                        x.at(bytes), top, bottom, bottom + 18,
                        size_text(static_cast<std::int64_t>(bytes)));
     }
-    for (double rate = y.low; rate <= y.high * 1.001; rate *= 10) {
+    for (double const rate : ticks(y, 10)) {
         fmt::format_to(to,
                        "<line class=\"grid\" x1=\"{1}\" x2=\"{2}\" y1=\"{0:.1f}\" y2=\"{0:.1f}\"/>"
                        "<text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5:g}</text>\n",
