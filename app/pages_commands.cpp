@@ -1,6 +1,7 @@
 // The commands that have pages, each with the table that parses its options.
 #include <algorithm>
 #include <boost/program_options.hpp>
+#include <sstream>
 
 #include "app/analysis/command_line.hpp"
 #include "app/doctor/doctor.hpp"
