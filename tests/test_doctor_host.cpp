@@ -87,9 +87,8 @@ BOOST_AUTO_TEST_CASE(options_are_read_and_misspelt_ones_refused) {
                       [] { (void)parse_doctor_options({"--jsno"}); });
     test::check_fails(ExitCode::usage, "'--output' is missing",
                       [] { (void)parse_doctor_options({"--output"}); });
-    test::check_fails(ExitCode::usage, "'--output' needs a value, but '--json' follows", [] {
-        (void)parse_doctor_options({"--output", "--json"});
-    });
+    test::check_fails(ExitCode::usage, "'--output' needs a value, but '--json' follows",
+                      [] { (void)parse_doctor_options({"--output", "--json"}); });
     test::check_fails(ExitCode::usage, "'12345678'",
                       [] { (void)parse_doctor_options({"12345678"}); });
 }
