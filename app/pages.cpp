@@ -2,55 +2,11 @@
 
 #include <algorithm>
 #include <iterator>
-#include <utility>
 
 #include "cuda/error.hpp"
 
 namespace cpstep {
 namespace {
-
-std::pair<ExitCode, char const*> const exit_statuses[] = {
-    {ExitCode::pass, "Pass: all variants agree with the baseline, within the gate if one is set."},
-    {ExitCode::internal, "Internal error."},
-    {ExitCode::usage, "Usage: unknown option, contradiction, output folder in use or finished."},
-    {ExitCode::environment, "Environment: a folder cannot be written, a package is missing."},
-    {ExitCode::input_data,
-     "Input data: checkpoint, prompts or rollout file; or a step that does "
-     "not fit the memory."},
-    {ExitCode::parity,
-     "Parity failed: a value, a gradient, a weight, or a communication call off "
-     "budget."},
-    {ExitCode::performance, "Performance: a step-time ratio lies above --gate-ratio."},
-    {ExitCode::communication, "Communication failed or timed out."},
-    {ExitCode::output, "Output could not be written."},
-    {ExitCode::nonfinite, "NaN or Inf."},
-    {ExitCode::inconclusive,
-     "Inconclusive: no gradient signal, the interval includes the gate, or "
-     "float32 cannot resolve the model."},
-};
-
-CommandPage run_page() {
-    CommandPage page;
-    page.program = "cpstep";
-    page.command = "run";
-    page.summary = "verify and time context parallelism of an RL training step";
-    page.synopsis = "mpirun -np RANKS cpstep run --hf-checkpoint DIR DATA [options]";
-    page.description = {
-        "Runs the same training step on the same samples with context parallel size 1 and with "
-        "each other size and method asked for, compares log-probs, loss, gradients and updated "
-        "weights, counts every communication call against its budget, and measures the ratio of "
-        "step times. Rank 0 prints one table; traces of all ranks and results go to --output.",
-        "DATA is one of --prompt-data, --rollout-file, --rollout-prompt-len. Options keep the "
-        "names that trainers (slime, Megatron) give them, so that a launch line can be pasted.",
-        "An option is set, in falling precedence, by the command line, by the environment, by the "
-        "file of --config, or by its default, here in brackets."};
-    page.options = option_table();
-    page.reads_environment = true;
-    page.examples = {"mpirun -np 2 cpstep run --config inputs/smoke.ini",
-                     "cpstep run --config inputs/smoke.ini --context-parallel-size 1 --dry-run",
-                     "mpirun -np 4 cpstep run --self-test"};
-    return page;
-}
 
 /// Text as troff prints it: '-' that can be copied, no request at the start of a line.
 std::string roff(std::string const& text) {
@@ -139,10 +95,21 @@ std::string option_sections(std::vector<OptionSpec> const& options) {
     return out;
 }
 
-std::string exit_status() {
-    std::string out = ".SH EXIT STATUS\n";
-    for (auto const& [code, text] : exit_statuses) {
+std::string exit_items(ExitTexts const& exits) {
+    std::string out;
+    for (auto const& [code, text] : exits) {
         out += fmt::format(".TP\n.B {}\n{}", static_cast<int>(code), filled(text));
+    }
+    return out;
+}
+
+/// The commands that share the page of `page`.
+std::string subcommand_sections(CommandPage const& page) {
+    std::string out;
+    for (CommandPage const& command : page.subcommands) {
+        out += (out.empty() ? ".SH COMMANDS\n" : "") + (".SS " + roff(command.command) + "\n");
+        out += ".B " + roff(command.synopsis) + "\n.PP\n" + paragraphs(command.description) +
+               option_sections(command.options);
     }
     return out;
 }
@@ -157,16 +124,15 @@ std::string example_section(std::vector<std::string> const& lines) {
 
 }  // namespace
 
-std::vector<CommandPage> command_pages() {
-    return {run_page()};
-}
-
 std::string man_page(CommandPage const& page, std::string const& version) {
     std::string out = heading(page.title(), page.summary, version);
     out += ".SH SYNOPSIS\n.B " + roff(page.synopsis) + "\n";
+    for (CommandPage const& command : page.subcommands) {
+        out += ".br\n.B " + roff(command.synopsis) + "\n";
+    }
     out += ".SH DESCRIPTION\n" + paragraphs(page.description);
-    out += ".SH OPTIONS\n" + option_sections(page.options);
-    out += exit_status();
+    out += ".SH OPTIONS\n" + option_sections(page.options) + subcommand_sections(page);
+    out += ".SH EXIT STATUS\n" + exit_items(page.exits);
     if (page.reads_environment && !page.options.empty()) {
         std::string const& name = page.options.front().name;
         out += ".SH ENVIRONMENT\n" +
@@ -177,20 +143,26 @@ std::string man_page(CommandPage const& page, std::string const& version) {
     if (!page.examples.empty()) {
         out += example_section(page.examples);
     }
-    return page.command.empty() ? out
-                                : out + fmt::format(".SH SEE ALSO\n.BR {} (1)\n", page.program);
+    std::string const& other = page.command.empty() ? page.see_also : page.program;
+    return other.empty() ? out : out + fmt::format(".SH SEE ALSO\n.BR {} (1)\n", roff(other));
 }
 
 std::string program_page(std::string const& program, std::vector<CommandPage> const& pages,
                          std::string const& version) {
     std::string out = heading(program, "is context parallelism right, and is it free?", version);
     std::string commands;
+    std::string exits;
+    std::string others;
     std::vector<std::string> examples;
     for (CommandPage const& page : pages) {
-        commands += fmt::format(".TP\n.BR {} (1)\n{}\n", roff(page.title()), roff(page.summary));
-        if (page.program == program) {
-            std::copy(page.examples.begin(), page.examples.end(), std::back_inserter(examples));
+        if (page.program != program) {
+            others += fmt::format("{}.BR {} (1)\n", others.empty() ? ".SH SEE ALSO\n" : "",
+                                  roff(page.title()));
+            continue;
         }
+        commands += fmt::format(".TP\n.BR {} (1)\n{}\n", roff(page.title()), roff(page.summary));
+        exits += fmt::format(".SS {}\n{}", roff(page.command), exit_items(page.exits));
+        std::copy(page.examples.begin(), page.examples.end(), std::back_inserter(examples));
     }
     out += ".SH SYNOPSIS\n.B " + roff(program) + "\n.I command\n[options]\n";
     out += ".SH DESCRIPTION\n" +
@@ -200,7 +172,7 @@ std::string program_page(std::string const& program, std::vector<CommandPage> co
     out += ".SH COMMANDS\n" + commands;
     out += ".SH OPTIONS\n.TP\n.B " + roff("--version") + "\nPrint the version.\n.TP\n.B " +
            roff("--help") + "\nPrint the commands; after a command, its options.\n";
-    return out + exit_status() + example_section(examples);
+    return out + ".SH EXIT STATUS\n" + exits + example_section(examples) + others;
 }
 
 }  // namespace cpstep

@@ -6,15 +6,17 @@
 namespace cpstep {
 namespace {
 
+/// "none" for a word that is no path.
+std::string path_kind(std::string const& metavar) {
+    return metavar == "DIR" ? "folder" : metavar == "FILE" ? "file" : "none";
+}
+
 /// How the word after an option is completed; the names are those of the script.
 std::string value_kind(OptionSpec const& spec) {
     if (!spec.choices.empty()) {
         return spec.kind == OptionKind::list ? "list" : "word";
     }
-    if (spec.metavar == "DIR") {
-        return "folder";
-    }
-    return spec.metavar == "FILE" ? "file" : "none";
+    return path_kind(spec.metavar);
 }
 
 /// The case of one command: its options, and what each takes.
@@ -22,6 +24,9 @@ std::string command_case(CommandPage const& page) {
     std::string names = "--help";
     std::string values;
     for (OptionSpec const& spec : page.options) {
+        if (spec.name == "help") {
+            continue;
+        }
         names += " --" + spec.name;
         if (spec.kind != OptionKind::flag) {
             values += fmt::format("        --{}) takes={} words=\"{}\" ;;\n", spec.name,
@@ -29,10 +34,10 @@ std::string command_case(CommandPage const& page) {
         }
     }
     return fmt::format(
-        "    {}) options=\"{}\"\n"
+        "    {}) options=\"{}\" operand={}\n"
         "        case $before in\n{}"
         "        esac ;;\n",
-        page.command.empty() ? "*" : page.command, names, values);
+        page.command.empty() ? "*" : page.command, names, path_kind(page.operand), values);
 }
 
 constexpr char const* find_words = R"BASH(
@@ -59,6 +64,7 @@ constexpr char const* propose = R"BASH(
 # Proposes what fits current.
 _@_propose() {
     local word rest= chosen
+    if [[ $takes == option && $operand != none && $current != -* ]]; then takes=$operand; else commands=; fi
     case $takes in
     option) mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current") ;;
     word) mapfile -t COMPREPLY < <(compgen -P "$glue" -W "$words" -- "$current") ;;
@@ -74,7 +80,17 @@ _@_propose() {
     none) COMPREPLY=() ;;
     esac
     case $takes in folder | file) compopt -o filenames 2>/dev/null ;; esac
+    if [[ -z $command && -n $commands ]]; then
+        mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$commands" -- "$current")
+    fi
 }
+)BASH";
+
+/// Of a program whose first word is a command.
+constexpr char const* only_commands = R"BASH(    if [[ -z $command ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$commands --help --version" -- "$current")
+        return
+    fi
 )BASH";
 
 /// '@' in the text becomes `name`.
@@ -92,31 +108,42 @@ std::string bash_completion(std::string const& program, std::vector<CommandPage>
     std::replace(name.begin(), name.end(), '-', '_');
     std::string commands;
     std::string cases;
+    std::string fallback = "    *) return ;;\n";
+    bool first_is_command = true;
+    bool launched = false;
+    auto const add = [&](CommandPage const& page) {
+        commands += (commands.empty() ? "" : " ") + page.command;
+        cases += command_case(page);
+    };
     for (CommandPage const& page : pages) {
-        if (page.program == program) {
-            commands += page.command.empty() ? "" : page.command + " ";
-            cases += command_case(page);
+        if (page.program != program) {
+            continue;
         }
+        launched = launched || page.launched;
+        if (page.command.empty()) {
+            first_is_command = false;
+            fallback = command_case(page);
+        } else {
+            add(page);
+        }
+        std::for_each(page.subcommands.begin(), page.subcommands.end(), add);
     }
-    std::string const first = commands.empty() ? ""
-                                               : fmt::format(
-                                                     "    if [[ -z $command ]]; then\n"
-                                                     "        mapfile -t COMPREPLY < <(compgen -W "
-                                                     "\"{}--help --version\" -- \"$current\")\n"
-                                                     "        return\n"
-                                                     "    fi\n",
-                                                     commands);
+    std::string const where = "_" + name + "_where " + program + " || return\n";
+    std::string const launchers =
+        "# For launchers too:\n#   complete -o bashdefault -o default -F _" + name +
+        " mpirun srun\n";
     return fmt::format(
-        "# bash completion of {0}, written from its option table. For launchers too:\n"
-        "#   complete -o bashdefault -o default -F _{1} mpirun srun\n{2}{3}\n"
+        "# bash completion of {0}, written from its option table.\n{2}{3}{4}\n"
         "_{1}() {{\n"
-        "    local command before current glue options= takes=option words=\n"
-        "    _{1}_where {0} || return\n{4}"
-        "    case $command in\n{5}    *) return ;;\n    esac\n"
+        "    local command before current glue options= takes=option words= operand=none\n"
+        "    local commands=\"{5}\"\n"
+        "    {6}{7}"
+        "    case $command in\n{8}{9}    esac\n"
         "    _{1}_propose\n"
         "}}\n"
         "complete -F _{1} {0}\n",
-        program, name, named(find_words, name), named(propose, name), first, cases);
+        program, name, launched ? launchers : "", named(find_words, name), named(propose, name),
+        commands, where, first_is_command ? only_commands : "", cases, fallback);
 }
 
 }  // namespace cpstep

@@ -38,7 +38,9 @@ def installed(program):
 
 def check_tree(prefix, version):
     for name in ("bin/cpstep", "share/man/man1/cpstep.1", "share/man/man1/cpstep-run.1",
-                 "share/bash-completion/completions/cpstep", "share/cpstep/python/cpstep_files.py",
+                 "share/man/man1/cpstep-doctor.1", "share/man/man1/cpstep-report.1", "bin/cpstep-report",
+                 "share/bash-completion/completions/cpstep", "share/bash-completion/completions/cpstep-report",
+                 "share/cpstep/python/cpstep_files.py",
                  "share/cpstep/python/plot_run.py", "share/cpstep/python/convert_rollout.py",
                  "share/cpstep/inputs/smoke.ini", "share/cpstep/inputs/tiny/model.safetensors",
                  f"share/cpstep/modulefiles/cpstep/{version}", "share/doc/cpstep/README.md", "share/doc/cpstep/FILES.md"):

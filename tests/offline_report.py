@@ -357,8 +357,9 @@ def test_help_fits_a_screen_and_a_misspelt_option_names_the_nearest(program):
         expect_code(result, 0)
         lines = result.out.splitlines()
         expect(len(lines) <= 24 and max(map(len, lines)) <= 80, f"{len(lines)} lines, {max(map(len, lines))} columns")
-    for line, text in ((["--jsn", "x"], "did you mean --json?"), ([], "usage: cpstep-report DIR"),
+    for line, text in ((["--jsn", "x"], "did you mean '--json'?"), ([], "usage: cpstep-report DIR"),
                        (["diff", "x"], "usage: cpstep-report diff A B"), (["x", "--step", "one"], "step"),
+                       (["x", "--csv", "--json"], "'--csv' needs a value"),
                        (["diff", "a", "b", "--tolerance", "-1"], "not a positive number")):
         result = run(program, *line)
         expect_code(result, 2)

@@ -83,10 +83,12 @@ BOOST_AUTO_TEST_CASE(options_are_read_and_misspelt_ones_refused) {
     BOOST_TEST(options.output.string() == "x");
     BOOST_TEST(parse_doctor_options({"--output=y"}).output.string() == "y");
     BOOST_TEST(parse_doctor_options({}).output.string() == "out");
-    test::check_fails(ExitCode::usage, "'--jsno' of cpstep doctor; did you mean '--json'",
+    test::check_fails(ExitCode::usage, "'--jsno'; did you mean '--json'",
                       [] { (void)parse_doctor_options({"--jsno"}); });
-    test::check_fails(ExitCode::usage, "needs a folder",
+    test::check_fails(ExitCode::usage, "'--output' is missing",
                       [] { (void)parse_doctor_options({"--output"}); });
+    test::check_fails(ExitCode::usage, "'--output' needs a value, but '--json' follows",
+                      [] { (void)parse_doctor_options({"--output", "--json"}); });
     test::check_fails(ExitCode::usage, "'12345678'",
                       [] { (void)parse_doctor_options({"12345678"}); });
 }

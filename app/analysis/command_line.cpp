@@ -4,42 +4,39 @@
 #include <array>
 #include <boost/program_options.hpp>
 #include <cmath>
-#include <sstream>
-
-#include "app/nearest_name.hpp"
-#include "cuda/error.hpp"
 
 namespace cpstep {
 namespace {
 
 namespace po = boost::program_options;
 
-struct CommandText {
+struct CommandRow {
     ReportCommand command;
     char const* name;
     std::size_t inputs;
+    char const* operand;
     char const* usage;
     char const* about;
 };
 
-constexpr std::array<CommandText, 4> commands{
-    {{ReportCommand::report, "", 1, "DIR [options]",
+constexpr std::array<CommandRow, 4> commands{
+    {{ReportCommand::report, "", 1, "DIR", "DIR [options]",
       "Reports a finished run: step times, where they go, parity, ledger.\n"
       "Other commands, each with --help: recover (of an unfinished run), diff,\n"
       "export."},
-     {ReportCommand::recover, "recover", 1, "DIR [options]",
+     {ReportCommand::recover, "recover", 1, "DIR", "DIR [options]",
       "Says what each rank of an unfinished run saved, and reports from it."},
-     {ReportCommand::diff, "diff", 2, "A B [options]",
+     {ReportCommand::diff, "diff", 2, "FILE", "A B [options]",
       "Compares two runs (folders) or HDF5 files: every tensor, then times.\n"
       "Two variants of one run: diff DIR DIR --variant cp1 --variant cp2."},
-     {ReportCommand::export_, "export", 1, "DIR --format FORMAT --output PATH [--step N]",
+     {ReportCommand::export_, "export", 1, "DIR", "DIR --format FORMAT --output FILE [--step N]",
       "Writes timelines of a run, finished or not, for other programs.\n"
       "perfetto: one file for ui.perfetto.dev; hta: a folder for\n"
       "HolisticTraceAnalysis, a file a rank."}}};
 
-CommandText const& text_of(ReportCommand command) {
+CommandRow const& row_of(ReportCommand command) {
     return *std::find_if(commands.begin(), commands.end(),
-                         [&](CommandText const& text) { return text.command == command; });
+                         [&](CommandRow const& row) { return row.command == command; });
 }
 
 po::options_description options_of(ReportCommand command) {
@@ -47,8 +44,8 @@ po::options_description options_of(ReportCommand command) {
     auto add = options.add_options();
     add("help", "this text");
     if (command == ReportCommand::export_) {
-        add("format", po::value<std::string>()->value_name("FORMAT"), "perfetto or hta");
-        add("output", po::value<std::string>()->value_name("PATH"), "the file, or hta's folder");
+        add("format", po::value<std::string>()->value_name("perfetto|hta"), "for which program");
+        add("output", po::value<std::string>()->value_name("FILE"), "the file, or hta's folder");
         add("step", po::value<std::uint32_t>()->value_name("N"), "this step (default: all)");
         return options;
     }
@@ -70,20 +67,13 @@ po::options_description options_of(ReportCommand command) {
     return options;
 }
 
-[[noreturn]] void fail_unknown(std::string const& word, po::options_description const& options) {
-    std::string const bare = word.substr(std::min(word.find_first_not_of('-'), word.size()));
-    std::vector<std::string> names;
-    for (auto const& option : options.options()) {
-        names.push_back(option->long_name());
-    }
-    std::string const nearest = nearest_name(bare.substr(0, bare.find('=')), names);
-    fail(ExitCode::usage, "unknown option {}{}", word,
-         nearest.empty() ? "; --help lists all" : fmt::format("; did you mean --{}?", nearest));
-}
-
-std::string folded(std::string text) {
-    std::replace(text.begin(), text.end(), '\n', ' ');
-    return text;
+CommandText text_of(CommandRow const& row) {
+    return {.name = row.name,
+            .operand = row.operand,
+            .usage =
+                fmt::format("cpstep-report {}{}{}", row.name, *row.name != 0 ? " " : "", row.usage),
+            .about = row.about,
+            .options = options_of(row.command)};
 }
 
 double read_positive(po::variables_map const& values, char const* name, double fallback) {
@@ -126,40 +116,19 @@ ReportOptions read_options(po::variables_map const& values) {
 }  // namespace
 
 ReportOptions parse_report_options(std::vector<std::string> words) {
-    ReportCommand command = ReportCommand::report;
-    for (CommandText const& text : commands) {
-        if (!words.empty() && words.front() == text.name) {
-            command = text.command;
-            words.erase(words.begin());
-            break;
-        }
+    auto const* row = commands.begin();
+    auto const* const named = std::find_if(
+        commands.begin(), commands.end(),
+        [&](CommandRow const& command) { return !words.empty() && words.front() == command.name; });
+    if (named != commands.end()) {
+        row = named;
+        words.erase(words.begin());
     }
-    po::options_description const visible = options_of(command);
-    po::options_description all;
-    all.add(visible);
-    all.add_options()("input", po::value<std::vector<std::string>>());
-    po::positional_options_description positional;
-    positional.add("input", -1);
-    po::variables_map values;
-    try {
-        auto const style =
-            po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-        po::store(
-            po::command_line_parser(words).options(all).positional(positional).style(style).run(),
-            values);
-        po::notify(values);
-    } catch (po::unknown_option const& error) {
-        fail_unknown(error.get_option_name(), visible);
-    } catch (po::error const& error) {
-        fail(ExitCode::usage, "{}", folded(error.what()));
-    }
-    ReportOptions options = read_options(values);
-    options.command = command;
-    CommandText const& text = text_of(command);
-    require(options.help || options.inputs.size() == text.inputs, ExitCode::usage,
-            "usage: cpstep-report {}{}{}; --help has more", text.name, *text.name != 0 ? " " : "",
-            text.usage);
-    if (command == ReportCommand::export_ && !options.help) {
+    ReportOptions options = read_options(read_words(words, options_of(row->command)));
+    options.command = row->command;
+    require(options.help || options.inputs.size() == row->inputs, ExitCode::usage,
+            "usage: {}; --help has more", text_of(*row).usage);
+    if (options.command == ReportCommand::export_ && !options.help) {
         require(options.format == "perfetto" || options.format == "hta", ExitCode::usage,
                 "--format: perfetto or hta, not '{}'", options.format);
         require(!options.output.empty(), ExitCode::usage, "--output: where to write is missing");
@@ -170,13 +139,32 @@ ReportOptions parse_report_options(std::vector<std::string> words) {
 }
 
 std::string report_help(ReportCommand command) {
-    CommandText const& text = text_of(command);
-    std::ostringstream out;
-    out << "usage: cpstep-report " << text.name << (*text.name != 0 ? " " : "") << text.usage
-        << "\n\n"
-        << text.about << "\n\n"
-        << options_of(command);
-    return out.str();
+    return help_text(text_of(row_of(command)));
+}
+
+std::vector<CommandText> report_commands() {
+    std::vector<CommandText> texts;
+    for (CommandRow const& row : commands) {
+        texts.push_back(text_of(row));
+    }
+    return texts;
+}
+
+ExitTexts report_exits() {
+    return {
+        {ExitCode::pass, "Done; of diff: no difference, and within the gate if one is set."},
+        {ExitCode::internal, "Internal error."},
+        {ExitCode::usage, "Usage: unknown option, a missing folder name, no such variant."},
+        {ExitCode::input_data,
+         "Input data: no such run or step; or files that are missing or damaged, after the others "
+         "were reported."},
+        {ExitCode::parity, "Of diff: a value differs by more than --tolerance."},
+        {ExitCode::performance, "Of diff: a step-time ratio lies above --gate-ratio."},
+        {ExitCode::output, "Output could not be written."},
+        {ExitCode::nonfinite, "Of diff: NaN or Inf."},
+        {ExitCode::inconclusive,
+         "Of diff: nothing to compare, no timed steps, or the interval includes the gate."},
+    };
 }
 
 }  // namespace cpstep

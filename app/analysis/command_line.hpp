@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "app/described_options.hpp"
+
 namespace cpstep {
 
 enum class ReportCommand : std::uint8_t { report, recover, diff, export_ };
@@ -29,5 +31,9 @@ ReportOptions parse_report_options(std::vector<std::string> words);
 
 /// At most 24 lines of 80 columns.
 std::string report_help(ReportCommand command);
+
+/// What parsing, --help, man page and completion share; the report itself comes first.
+std::vector<CommandText> report_commands();
+ExitTexts report_exits();
 
 }  // namespace cpstep

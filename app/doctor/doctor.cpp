@@ -1,5 +1,6 @@
 #include "app/doctor/doctor.hpp"
 
+#include <boost/program_options.hpp>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -8,7 +9,6 @@
 #include "app/doctor/probe.hpp"
 #include "app/doctor/rules.hpp"
 #include "app/doctor/table.hpp"
-#include "app/options.hpp"
 #include "io/atomic_file.hpp"
 
 namespace cpstep {
@@ -36,42 +36,54 @@ ExitCode report(doctor::JobFacts const& job, DoctorOptions const& options) {
 
 }  // namespace
 
+CommandText doctor_text() {
+    namespace po = boost::program_options;
+    po::options_description options("options", 88);
+    options.add_options()("help", "this text")("json", "print JSON in place of the table")(
+        "full",
+        "measure copies and wires: bus GB/s for messages of 4 KiB to 256 MiB, as a table and as "
+        "doctor-wires.svg in --output")(
+        "output",
+        po::value<std::string>()->value_name("DIR")->default_value(DoctorOptions{}.output.string()),
+        "where runs will write; tried, and left as it was");
+    return {
+        .name = "doctor",
+        .operand = "",
+        .usage = "cpstep doctor [options]",
+        .about =
+            "Checks whether this machine is fit for a run: GPUs, driver, links, MPI, NCCL, "
+            "limits,\n"
+            "clocks, output folder. Start it as a run will be started, on as many ranks:\n"
+            "mpirun -np 2 cpstep doctor. It works on one rank, without mpirun and without a GPU\n"
+            "too; what cannot be asked is SKIP. Under 10 s unless --full.",
+        .options = std::move(options)};
+}
+
+ExitTexts doctor_exits() {
+    return {{ExitCode::pass, "Ready: no check failed."},
+            {ExitCode::internal, "Internal error."},
+            {ExitCode::usage, "Usage: unknown option."},
+            {ExitCode::environment, "A check failed."},
+            {ExitCode::communication, "Ranks could not talk to each other."},
+            {ExitCode::output, "The plot of --full could not be written."}};
+}
+
 std::string doctor_help() {
-    return "usage: cpstep doctor [--json] [--full] [--output DIR]\n"
-           "Checks whether this machine is fit for a run: GPUs, driver, links, MPI, NCCL, limits,\n"
-           "clocks, output folder. Start it as a run will be started, on as many ranks:\n"
-           "  mpirun -np 2 cpstep doctor\n"
-           "It works on one rank, without mpirun and without a GPU too; what cannot be asked is\n"
-           "SKIP. Under 10 s unless --full.\n\n"
-           "  --full        measure copies and wires: bus GB/s for messages of 4 KiB to 256 MiB,\n"
-           "                as a table and as DIR/doctor-wires.svg\n"
-           "  --json        JSON in place of the table\n"
-           "  --output DIR  where runs will write (default: out); tried, and left as it was\n"
-           "  --help        this text\n\n"
-           "exit: 0 ready, 2 usage, 3 a check failed, 7 ranks could not talk to each other\n";
+    return help_text(doctor_text()) +
+           "\nexit: 0 ready, 2 usage, 3 a check failed, 7 ranks could not talk to each other\n";
 }
 
 DoctorOptions parse_doctor_options(std::vector<std::string> const& arguments) {
+    auto const values = read_words(arguments, doctor_text().options);
+    require(
+        values.count("input") == 0, ExitCode::usage,
+        "unexpected argument '{}': 'cpstep doctor --help' lists all options",
+        values.count("input") == 0 ? "" : values["input"].as<std::vector<std::string>>().front());
     DoctorOptions options;
-    for (std::size_t i = 0; i < arguments.size(); ++i) {
-        std::string const& word = arguments[i];
-        if (word == "--json") {
-            options.json = true;
-        } else if (word == "--full") {
-            options.full = true;
-        } else if (word == "--output") {
-            require(i + 1 < arguments.size() && !arguments[i + 1].empty(), ExitCode::usage,
-                    "'--output' needs a folder");
-            options.output = arguments[++i];
-        } else if (word.starts_with("--output=") && word.size() > 9) {
-            options.output = word.substr(9);
-        } else {
-            std::string const nearest = nearest_name(word, {"--json", "--full", "--output"});
-            fail(ExitCode::usage, "unknown option '{}' of cpstep doctor{}", word,
-                 nearest.empty() ? "; 'cpstep doctor --help' lists all"
-                                 : fmt::format("; did you mean '{}'?", nearest));
-        }
-    }
+    options.json = values.count("json") > 0;
+    options.full = values.count("full") > 0;
+    options.output = values["output"].as<std::string>();
+    require(!options.output.empty(), ExitCode::usage, "'--output' needs a folder");
     return options;
 }
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/error.hpp"
+#include "app/described_options.hpp"
 #include "mpi/world.hpp"
 
 namespace cpstep {
@@ -18,7 +18,12 @@ struct DoctorOptions {
 
 /// Error(usage) for what is not known, with the nearest name.
 DoctorOptions parse_doctor_options(std::vector<std::string> const& arguments);
+/// At most 24 lines.
 std::string doctor_help();
+
+/// What parsing, --help, man page and completion share.
+CommandText doctor_text();
+ExitTexts doctor_exits();
 
 /// Collective. Rank 0 prints; environment (3) if a check fails.
 ExitCode doctor_command(World& world, std::vector<std::string> const& arguments);
