@@ -77,7 +77,7 @@ Finding judge_nccl(JobFacts const& job) {
             return skip(rank.nccl.library.why);
         }
     }
-    Finding const same = equal(
+    Finding same = equal(
         job, [](RankFacts const& rank) { return nccl_version_text(*rank.nccl.library.value); },
         "NCCL refuses mixed versions: put one first in LD_LIBRARY_PATH of all ranks");
     NcclFacts const& nccl = job.ranks.front().nccl;
