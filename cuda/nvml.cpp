@@ -187,7 +187,11 @@ Nvml::Nvml(std::string const& library) : library_(std::make_unique<Library>()) {
 
 Nvml::~Nvml() {
     if (library_->begun) {
-        (void)library_->failure("nvmlShutdown");
+        using Shutdown = int (*)();
+        auto const shutdown = reinterpret_cast<Shutdown>(dlsym(library_->handle, "nvmlShutdown"));
+        if (shutdown != nullptr) {
+            (void)shutdown();
+        }
     }
     if (library_->handle != nullptr) {
         (void)dlclose(library_->handle);

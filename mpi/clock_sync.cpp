@@ -23,14 +23,14 @@ class StampMail {
     void send(std::int64_t stamp) {
         *stamp_ = stamp;
         MPI_Request request = MPI_REQUEST_NULL;
-        MPI_CHECK(
-            MPI_Isend(stamp_.get(), 1, MPI_INT64_T, peer_, clock_tag, MPI_COMM_WORLD, &request));
+        MPI_CHECK(MPI_Isend(stamp_.get(), sizeof(std::int64_t), MPI_BYTE, peer_, clock_tag,
+                            MPI_COMM_WORLD, &request));
         finish(request);
     }
     std::int64_t receive() {
         MPI_Request request = MPI_REQUEST_NULL;
-        MPI_CHECK(
-            MPI_Irecv(stamp_.get(), 1, MPI_INT64_T, peer_, clock_tag, MPI_COMM_WORLD, &request));
+        MPI_CHECK(MPI_Irecv(stamp_.get(), sizeof(std::int64_t), MPI_BYTE, peer_, clock_tag,
+                            MPI_COMM_WORLD, &request));
         finish(request);
         return *stamp_;
     }
