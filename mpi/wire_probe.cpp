@@ -83,7 +83,8 @@ std::int64_t wrong_values(Backend& backend, Comm& wire) {
     wire.all_reduce_sum("doctor.all_reduce", own);
     wrong += count_wrong(backend, own, [&](std::int64_t i) {
         auto const n = static_cast<std::int64_t>(wire.size());
-        return static_cast<float>(n * (i % 251) + n * (n - 1) / 2);
+        std::int64_t const of_ranks = n * (n - 1) / 2;
+        return static_cast<float>(n * (i % 251) + of_ranks);
     });
     return wrong;
 }
