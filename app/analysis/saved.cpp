@@ -17,7 +17,8 @@ void count_shards(SavedRank& saved, H5File const& file) {
     for (std::string const& variant : file.children("/tensors")) {
         std::string const base = "/tensors/" + variant;
         for (std::string const& name : file.children(base)) {
-            std::string const path = base + "/" + name;
+            std::string path = base;
+            path.append("/").append(name);
             if (name != "response_index" && file.dims(path).at(0) > 0) {
                 ++saved.shards;
                 saved.shards_written += std::isnan(file.read_f64(path, 0, 1).front()) ? 0 : 1;
