@@ -94,8 +94,9 @@ std::vector<double> ticks(double low, double high, int most) {
         }
     }
     std::vector<double> at;
-    for (double tick = std::ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) {
-        at.push_back(tick);
+    auto const last = static_cast<std::int64_t>(std::floor(high / step + 1e-9));
+    for (auto i = static_cast<std::int64_t>(std::ceil(low / step)); i <= last; ++i) {
+        at.push_back(static_cast<double>(i) * step);
     }
     return at;
 }

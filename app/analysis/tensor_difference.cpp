@@ -24,7 +24,7 @@ void collect(H5File const& file, std::string const& path, std::string const& pre
              std::set<std::string>& names) {
     for (std::string const& name : file.attribute_names(path)) {
         if (!std::holds_alternative<std::string>(file.read_attribute(path, name))) {
-            names.insert(prefix + attribute_mark + name);
+            names.insert(fmt::format("{}{}{}", prefix, attribute_mark, name));
         }
     }
     for (std::string const& name : file.children(path)) {
