@@ -121,11 +121,26 @@ Block gap_block(Block const& own, std::size_t g) {
     return gap;
 }
 
-GatherPlan make_gather_plan(std::span<std::int64_t const> lengths, Split split, int rank) {
+/// What ranks first .. first + count - 1 own.
+std::vector<Block> streams_of(std::span<std::int64_t const> lengths, Split split, int first,
+                              int count) {
     std::vector<Block> streams;
-    for (int owner = 0; owner < split.ranks; ++owner) {
-        streams.push_back(make_block(lengths, split, owner));
+    for (int rank = first; rank < first + count; ++rank) {
+        streams.push_back(make_block(lengths, split, rank));
     }
+    return streams;
+}
+
+std::vector<std::int64_t> rows_of(std::vector<Block> const& streams) {
+    std::vector<std::int64_t> rows;
+    for (Block const& stream : streams) {
+        rows.push_back(stream.rows());
+    }
+    return rows;
+}
+
+/// `streams`: of all ranks.
+GatherPlan make_gather_plan(std::vector<Block> const& streams, Split split, int rank) {
     Block const& own = streams.at(static_cast<std::size_t>(rank));
     GatherPlan plan;
     plan.own = causal_segments(own, own);
@@ -211,11 +226,8 @@ RingPlan make_ring_plan(std::span<std::int64_t const> lengths, Split split, int 
 
 JoinPlan make_join_plan(std::span<std::int64_t const> lengths, Split split, int first, int count) {
     JoinPlan plan;
-    std::vector<Block> parts;
-    for (int rank = first; rank < first + count; ++rank) {
-        parts.push_back(make_block(lengths, split, rank));
-        plan.rows.push_back(parts.back().rows());
-    }
+    std::vector<Block> const parts = streams_of(lengths, split, first, count);
+    plan.rows = rows_of(parts);
     split.group = count;
     plan.ordered = rows_in(make_block(lengths, split, first / count), parts);
     plan.joined = inverse(plan.ordered);
@@ -231,8 +243,9 @@ CpPlan make_cp_plan(std::span<std::int64_t const> lengths, CpConfig const& confi
     Block const queries = make_block(lengths, own, cp_rank);
     plan.own_rows = queries.rows();
     if (config.method == CpMethod::all_gather && config.size > 1) {
-        plan.join = make_join_plan(lengths, own, 0, config.size);
-        plan.gather = make_gather_plan(lengths, own, cp_rank);
+        std::vector<Block> const streams = streams_of(lengths, own, 0, config.size);
+        plan.join.rows = rows_of(streams);
+        plan.gather = make_gather_plan(streams, own, cp_rank);
         return plan;
     }
     if (config.a2a > 1) {

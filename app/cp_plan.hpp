@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -59,10 +60,12 @@ RingPlan make_ring_plan(std::span<std::int64_t const> lengths, Split split, int 
 
 /// Streams of several ranks joined in rank order and brought into position order, and back.
 struct JoinPlan {
-    std::vector<std::int64_t> rows;     ///< of each rank's stream
+    std::vector<std::int64_t> rows;     ///< of each rank's stream; all_gather needs no more
     std::vector<std::int32_t> ordered;  ///< row i in position order is row ordered[i] as joined
     std::vector<std::int32_t> joined;   ///< the inverse
-    std::int64_t all_rows() const { return static_cast<std::int64_t>(ordered.size()); }
+    std::int64_t all_rows() const {
+        return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+    }
 };
 
 /// Ranks first .. first + count - 1 of a split with group 1.

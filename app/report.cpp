@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/estimate.hpp"
+#include "app/json_number.hpp"
 #include "app/ranking.hpp"
 #include "app/run_clock.hpp"
 
@@ -216,10 +217,6 @@ std::vector<std::string> notes_of(Report const& report) {
         notes.emplace_back(blind_timing);
     }
     return notes;
-}
-
-json number(double value) {
-    return std::isfinite(value) ? json(value) : json(nullptr);
 }
 
 json ledger_json(VariantResult const& result) {

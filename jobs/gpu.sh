@@ -191,8 +191,9 @@ section_trace() {
 }
 
 section_attention() {
+    rm -f "$tmp/last"
     run attention "$build/bin/bench_attention"
-    cp "$tmp/last" "$tmp/table"
+    if [ -f "$tmp/last" ]; then cp "$tmp/last" "$tmp/table"; fi
 }
 
 # Errors in the ranks' logs of one sanitizer run, and how many of them name a kernel of ours; no summary is an error.

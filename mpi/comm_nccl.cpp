@@ -245,16 +245,18 @@ class NcclComm final : public DeviceComm {
         }
     }
     template <class Add>
-    void queue_collective(std::string_view op, std::string_view label, Add const& add) {
+    std::string queue_named(std::string_view op, std::string_view label, Add const& add) {
         std::string what = describe(op, label);
         queue(what, add);
-        call_queued(std::move(what));
+        return what;
+    }
+    template <class Add>
+    void queue_collective(std::string_view op, std::string_view label, Add const& add) {
+        call_queued(queue_named(op, label, add));
     }
     template <class Add>
     int begin_collective(std::string_view op, std::string_view label, Add const& add) {
-        std::string what = describe(op, label);
-        queue(what, add);
-        return begun_queued(std::move(what));
+        return begun_queued(queue_named(op, label, add));
     }
 
     std::shared_ptr<Communicator> communicator_;

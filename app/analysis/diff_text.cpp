@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "app/analysis/diff.hpp"
+#include "app/json_number.hpp"
 
 namespace cpstep {
 namespace {
@@ -69,10 +69,6 @@ void time_table(std::string& out, VariantDifference const& variant) {
                                       : " of runs that were not interleaved: drift between them "
                                         "is not in the interval");
     }
-}
-
-json number(double value) {
-    return std::isfinite(value) ? json(value) : json(nullptr);
 }
 
 char const* gate_text(GateResult gate) {

@@ -1,15 +1,10 @@
-#include <cmath>
-
 #include "app/analysis/analysis.hpp"
+#include "app/json_number.hpp"
 
 namespace cpstep {
 namespace {
 
 using nlohmann::json;
-
-json number(double value) {
-    return std::isfinite(value) ? json(value) : json(nullptr);
-}
 
 json spread_json(Spread const& spread) {
     return {
