@@ -50,9 +50,10 @@ po::variables_map read_words(std::vector<std::string> const& words,
             po::command_line_parser(words).options(all).positional(positional).style(style).run();
         for (po::option const& option : parsed.options) {
             // "--output --json": the parser takes the next option as the value.
-            require(option.original_tokens.size() < 2 || !option.value.front().starts_with("--"),
-                    ExitCode::usage, "option '--{}' needs a value, but '{}' follows",
-                    option.string_key, option.value.front());
+            if (option.original_tokens.size() < 2) continue;
+            require(!option.value.front().starts_with("--"), ExitCode::usage,
+                    "option '--{}' needs a value, but '{}' follows", option.string_key,
+                    option.value.front());
         }
         po::store(parsed, values);
         po::notify(values);
