@@ -40,7 +40,7 @@ asan: build/asan/build.ninja ## build with address and undefined sanitizers into
 	ctest --preset asan -j2 $(TESTFLAGS)
 
 cuda: build/cuda/build.ninja ## build for NVIDIA GPUs into build/cuda (needs nvcc; sm_90)
-	cmake --build --preset cuda
+	cmake --build --preset cuda --target cpstep cpstep-report bench_attention gpu_tests
 
 gpu-test: cuda ## build for NVIDIA GPUs, then the tests that need one; without one they are skipped
 	ctest --preset cuda -L gpu $(TESTFLAGS)

@@ -117,6 +117,7 @@ Processor make_processor(World& world, Options const& options) {
         processor.ordinal = device_of_rank(visible.devices, world.local_rank(), world.local_size(),
                                            options.allow_gpu_sharing);
         CudaDeviceInfo const info = cuda_device_info(processor.ordinal);
+        processor.pci_bus_id = info.pci_bus_id;
         processor.device = info.name + " " + info.pci_bus_id;
         processor.backend =
             make_cuda_backend(cuda_options(options, processor.ordinal, processor.precision));

@@ -16,9 +16,10 @@ namespace cpstep {
 struct Processor {
     std::unique_ptr<Backend> backend;
     Precision precision = Precision::fp32;
-    int ordinal = -1;    ///< of the CUDA device; -1: the host
-    std::string device;  ///< "NVIDIA H200 0000:1b:00.0", "host"
-    std::string note;    ///< what its step times do not say, "" if nothing
+    int ordinal = -1;        ///< of the CUDA device; -1: the host
+    std::string pci_bus_id;  ///< "0000:1b:00.0", "" for the host
+    std::string device;      ///< "NVIDIA H200 0000:1b:00.0", "host"
+    std::string note;        ///< what its step times do not say, "" if nothing
 
     bool on_host() const { return ordinal < 0; }
 };

@@ -216,6 +216,9 @@ std::vector<std::string> notes_of(Report const& report) {
     if (!report.timing_valid && !report.timing.variants.empty()) {
         notes.emplace_back(blind_timing);
     }
+    for (std::string const& note : clock_notes(report.gpu_clocks)) {
+        notes.push_back(note);
+    }
     return notes;
 }
 

@@ -13,6 +13,7 @@
 
 #include "app/anchor.hpp"
 #include "app/commit.hpp"
+#include "app/gpu_clocks.hpp"
 #include "app/processor.hpp"
 #include "app/reference.hpp"
 #include "app/report.hpp"
@@ -51,6 +52,7 @@ class Run {
     void compare();
     void widen_if_noisy();
     void time_steps();
+    void record_gpu_clocks();
     void write_shards(Variant& variant, VariantResult const& result);
     void record_memory();
     void write_outputs();
@@ -66,6 +68,7 @@ class Run {
     std::unique_ptr<RunDirectory> directory_;
     Processor processor_;
     Backend& backend_;
+    std::optional<ClockWatch> gpu_clock_;  // of a GPU's timed steps
     std::unique_ptr<Wires> wires_;
     std::unique_ptr<Trace> trace_;
     std::unique_ptr<TrainStep> step_;
@@ -230,6 +233,9 @@ std::string Run::time_left() const {
 
 void Run::progress(StepTime const& step) {
     ++steps_done_;
+    if (gpu_clock_ && step.block >= 0) {
+        gpu_clock_->look(step.block);
+    }
     if (world_.root() && !setup_.options.quiet) {
         std::string const phase = step.block < 0 ? "warm-up" : fmt::format("block {}", step.block);
         fmt::print(stderr, "cpstep: [{}/{}] {} {}: {:.3f} s, loss {:.6g}{}\n", steps_done_,
@@ -315,6 +321,9 @@ void Run::time_steps() {
         }
     }
     if (world_.broadcast(wanted ? "time" : "skip") == "time") {
+        if (!processor_.on_host()) {
+            gpu_clock_.emplace(processor_.pci_bus_id);
+        }
         timing_began_ns_ = now_ns();
         report_.timing = run_timing(world_, *trace_, setup_.options, *step_, variants_,
                                     [&](StepTime const& step) { progress(step); });
@@ -322,6 +331,17 @@ void Run::time_steps() {
             report_.notes.emplace_back(
                 "the loss of equal steps differed: the run is not reproducible");
         }
+        record_gpu_clocks();
+    }
+}
+
+void Run::record_gpu_clocks() {
+    if (!gpu_clock_) {
+        return;
+    }
+    report_.gpu_clocks = gather_clocks(world_, gpu_clock_->blocks());
+    if (!gpu_clock_->why().empty()) {
+        report_.notes.push_back("the clocks of the GPUs were not watched: " + gpu_clock_->why());
     }
 }
 

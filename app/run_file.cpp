@@ -57,6 +57,28 @@ void write_memory(H5File& file, Report const& report) {
     }
 }
 
+/// A row for each timed block of each GPU that was watched.
+void write_gpu_clocks(H5File& file, std::vector<BlockClock> const& clocks) {
+    std::vector<std::int64_t> columns[5];
+    for (BlockClock const& clock : clocks) {
+        std::int64_t const row[] = {clock.rank, clock.block, clock.reasons, clock.lowest_mhz,
+                                    clock.highest_c};
+        for (int i = 0; i < 5; ++i) {
+            columns[i].push_back(row[i]);
+        }
+    }
+    char const* const names[] = {"rank", "block", "reasons", "lowest_sm_clock",
+                                 "highest_temperature"};
+    char const* const units[] = {"1", "1", "1", "MHz", "degC"};
+    file.attribute("/gpu_clock", "about",
+                   std::string("looked at after each timed step; reasons are bits of "
+                               "nvmlClocksEventReasons; 0 MHz or degC: not known"));
+    for (int i = 0; i < 5; ++i) {
+        file.write(fmt::format("/gpu_clock/{}", names[i]),
+                   std::span<std::int64_t const>(columns[i]), {length_of(columns[i])}, units[i]);
+    }
+}
+
 void write_topology(H5File& file, RunFileContent const& content) {
     std::vector<std::string> hosts;
     std::vector<std::string> devices;
@@ -77,6 +99,7 @@ void write_topology(H5File& file, RunFileContent const& content) {
     file.write("/topology/local_rank", std::span<std::int64_t const>(local_ranks),
                {length_of(local_ranks)}, "1");
     write_memory(file, content.report);
+    write_gpu_clocks(file, content.report.gpu_clocks);
     file.write("/event_count", std::span<std::int64_t const>(events), {length_of(events)}, "1");
     file.write_virtual_table("/events", event_columns(), files, "/events", events, event_units);
     file.attribute("/clock", "clock", std::string("CLOCK_MONOTONIC"));

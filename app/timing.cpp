@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace cpstep {
 
@@ -114,8 +115,8 @@ TimingResult run_timing(World& world, Trace& trace, Options const& options, Trai
         auto const [first, fresh] = first_loss.emplace(time.variant, time.loss);
         result.reproducible = result.reproducible && first->second == time.loss;
     }
-    result.variants =
-        summarize_timing(result.steps, names, static_cast<std::uint64_t>(options.seed));
+    result.seed = static_cast<std::uint64_t>(options.seed);
+    result.variants = summarize_timing(result.steps, names, result.seed);
     for (VariantTiming& timing : result.variants) {
         for (auto const& [name, seconds] : phases[timing.name]) {
             timing.phases[name] = median(seconds);
@@ -137,6 +138,19 @@ RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const
             std::log(mean_of_block(steps, name, block) / mean_of_block(steps, reference, block)));
     }
     return bootstrap_ratio(log_ratios, seed);
+}
+
+std::vector<StepTime> without_blocks(std::vector<StepTime> const& steps,
+                                     std::set<int> const& left_out) {
+    std::vector<StepTime> kept;
+    for (StepTime step : steps) {
+        if (!left_out.contains(step.block)) {
+            step.block -=
+                static_cast<int>(std::distance(left_out.begin(), left_out.lower_bound(step.block)));
+            kept.push_back(step);
+        }
+    }
+    return kept;
 }
 
 std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,7 @@ struct TimingResult {
     std::vector<StepTime> steps;
     std::vector<VariantTiming> variants;
     bool reproducible = true;  ///< every step of a variant gave the same loss, bit for bit
+    std::uint64_t seed = 0;    ///< of the bootstrap
 };
 
 /// Number of steps run_timing takes for `variants` variants.
@@ -61,6 +63,10 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
 /// have timed steps.
 RatioEstimate paired_ratio(std::vector<StepTime> const& steps, std::string const& name,
                            std::string const& reference, std::uint64_t seed);
+
+/// The steps of the other blocks, and warm-up; blocks are numbered anew.
+std::vector<StepTime> without_blocks(std::vector<StepTime> const& steps,
+                                     std::set<int> const& left_out);
 
 /// Medians, spread and ratios from recorded steps; pure. Phases are left empty.
 std::vector<VariantTiming> summarize_timing(std::vector<StepTime> const& steps,

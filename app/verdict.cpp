@@ -148,12 +148,54 @@ void hold_against_noise(Report& report, std::vector<Check> const& noise) {
     }
 }
 
+namespace {
+
+/// What the gate is without the blocks in which a GPU was slowed.
+GateResult steady_gate(Report const& report, VariantTiming const& timing, double gate_ratio) {
+    auto const steady = without_blocks(report.timing.steps, slowed_blocks(report.gpu_clocks));
+    bool const timed =
+        std::any_of(steady.begin(), steady.end(), [](StepTime const& s) { return s.block >= 0; });
+    if (!timed) {
+        return GateResult::inconclusive;
+    }
+    std::string const& base = report.timing.variants.front().name;
+    return judge_gate(paired_ratio(steady, timing.name, base, report.timing.seed), gate_ratio);
+}
+
+GateResult gate_of(Report const& report, VariantTiming const& timing, double gate_ratio) {
+    GateResult const gate = judge_gate(timing.ratio, gate_ratio);
+    if (gate == GateResult::off) {
+        return gate;
+    }
+    bool const sure = report.timing_valid && (slowed_blocks(report.gpu_clocks).empty() ||
+                                              steady_gate(report, timing, gate_ratio) == gate);
+    return sure ? gate : GateResult::inconclusive;
+}
+
+std::string open_gate_reason(Report const& report, double gate_ratio) {
+    auto const& variants = report.timing.variants;
+    if (!report.timing_valid) {
+        return fmt::format("--gate-ratio {} is not judged: {}", gate_ratio, blind_timing);
+    }
+    if (std::any_of(variants.begin(), variants.end(), [&](VariantTiming const& timing) {
+            return judge_gate(timing.ratio, gate_ratio) == GateResult::inconclusive;
+        })) {
+        return fmt::format(
+            "the confidence interval of a step-time ratio includes --gate-ratio {}; raise --blocks",
+            gate_ratio);
+    }
+    return fmt::format(
+        "--gate-ratio {} hangs on blocks in which a GPU was slowed down ({} of {}): see to its "
+        "cooling and power",
+        gate_ratio, slowed_blocks(report.gpu_clocks).size(), variants.front().ratio.blocks);
+}
+
+}  // namespace
+
 void judge(Report& report, double gate_ratio) {
     report.gates.clear();
     for (VariantTiming const& timing : report.timing.variants) {
-        bool const blind = gate_ratio > 0 && !report.timing_valid;
-        report.gates.push_back(blind ? GateResult::inconclusive
-                                     : judge_gate(timing.ratio, gate_ratio));
+        report.gates.push_back(gate_of(report, timing, gate_ratio));
     }
     auto const gated = [&](GateResult wanted) {
         return std::find(report.gates.begin(), report.gates.end(), wanted) != report.gates.end();
@@ -178,14 +220,9 @@ void judge(Report& report, double gate_ratio) {
     } else if (gated(GateResult::fail)) {
         report.code = ExitCode::performance;
         report.reason = fmt::format("a step-time ratio lies above --gate-ratio {}", gate_ratio);
-    } else if (gated(GateResult::inconclusive) && !report.timing_valid) {
-        report.code = ExitCode::inconclusive;
-        report.reason = fmt::format("--gate-ratio {} is not judged: {}", gate_ratio, blind_timing);
     } else if (gated(GateResult::inconclusive)) {
         report.code = ExitCode::inconclusive;
-        report.reason = fmt::format(
-            "the confidence interval of a step-time ratio includes --gate-ratio {}; raise --blocks",
-            gate_ratio);
+        report.reason = open_gate_reason(report, gate_ratio);
     } else {
         report.code = ExitCode::pass;
         report.reason = pass_reason(report);

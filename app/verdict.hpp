@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "app/gpu_clocks.hpp"
 #include "app/parity.hpp"
 #include "app/timing.hpp"
 #include "cuda/cuda_device.hpp"
@@ -45,7 +46,8 @@ struct Report {
     std::vector<MemoryUse> memory;  ///< of each rank; empty where nothing is known
     std::vector<std::pair<std::string, std::int64_t>> memory_parts;  ///< of the largest plan
     std::vector<RankClock> clocks;                                   ///< by rank
-    std::vector<std::string> notes;  ///< what was not checked, what limits the result
+    std::vector<BlockClock> gpu_clocks;  ///< in the timed blocks, by rank; empty where not known
+    std::vector<std::string> notes;      ///< what was not checked, what limits the result
 };
 
 /// Fills checks, nonfinite and, in bf16, unresolved from the results: each alone and each against
@@ -65,7 +67,8 @@ bool fails_within_reach_of_noise(Report const& report);
 void hold_against_noise(Report& report, std::vector<Check> const& noise);
 
 /// Sets gates, code and reason, in this order of severity: non-finite (9), parity or ledger (5), no
-/// signal or unresolved (10), gate failed (6), gate inconclusive (10), pass (0).
+/// signal or unresolved (10), gate failed (6), gate inconclusive (10), pass (0). A gate that would
+/// be another without the blocks in which a GPU was slowed is inconclusive.
 void judge(Report& report, double gate_ratio);
 
 /// Why the times of a report are not valid.

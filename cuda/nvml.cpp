@@ -92,6 +92,18 @@ struct Nvml::Library {
     void read_memory_health(NvmlFacts& facts, NvmlDevice device) const;
     void read_clocks(NvmlFacts& facts, NvmlDevice device) const;
     void read_links(NvmlFacts& facts, NvmlDevice device) const;
+
+    /// What these reads find of a device; of one that is not found, why.
+    template <class... Reads>
+    NvmlFacts facts_of(std::string const& pci_bus_id, Reads... reads) const {
+        Fact<NvmlDevice> const device = find(pci_bus_id);
+        Library silent;
+        silent.why = device.why;
+        Library const& asked = device.known() ? *this : silent;
+        NvmlFacts facts;
+        ((asked.*reads)(facts, device.value.value_or(nullptr)), ...);
+        return facts;
+    }
 };
 
 void Nvml::Library::read_state(NvmlFacts& facts, NvmlDevice device) const {
@@ -174,6 +186,19 @@ void Nvml::Library::read_links(NvmlFacts& facts, NvmlDevice device) const {
     }
 }
 
+std::string clock_reason::names(std::int64_t reasons) {
+    std::vector<char const*> found;
+    for (auto const& [bits, name] : {std::pair{software_thermal | hardware_thermal, "too hot"},
+                                     {hardware_slowdown, "hardware slowdown"},
+                                     {power_brake, "power brake"},
+                                     {software_power_cap, "power limit"}}) {
+        if ((reasons & bits) != 0) {
+            found.push_back(name);
+        }
+    }
+    return fmt::format("{}", fmt::join(found, ", "));
+}
+
 Nvml::Nvml(std::string const& library) : library_(std::make_unique<Library>()) {
     library_->handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library_->handle == nullptr) {
@@ -206,16 +231,12 @@ Fact<std::string> Nvml::driver_version() const {
 }
 
 NvmlFacts Nvml::device(std::string const& pci_bus_id) const {
-    Fact<NvmlDevice> const device = library_->find(pci_bus_id);
-    Library silent;
-    silent.why = device.why;
-    Library const& asked = device.known() ? *library_ : silent;
-    NvmlFacts facts;
-    asked.read_state(facts, device.value.value_or(nullptr));
-    asked.read_memory_health(facts, device.value.value_or(nullptr));
-    asked.read_clocks(facts, device.value.value_or(nullptr));
-    asked.read_links(facts, device.value.value_or(nullptr));
-    return facts;
+    return library_->facts_of(pci_bus_id, &Library::read_state, &Library::read_memory_health,
+                              &Library::read_clocks, &Library::read_links);
+}
+
+NvmlFacts Nvml::clocks(std::string const& pci_bus_id) const {
+    return library_->facts_of(pci_bus_id, &Library::read_clocks);
 }
 
 Fact<std::string> Nvml::peer_status(std::string const& from, std::string const& to) const {

@@ -40,18 +40,27 @@ inline constexpr std::int64_t hardware_slowdown = 0x8;
 inline constexpr std::int64_t software_thermal = 0x20;
 inline constexpr std::int64_t hardware_thermal = 0x40;
 inline constexpr std::int64_t power_brake = 0x80;
+/// The GPU is slower than it should be; not the power limit, at which most run under full load.
+inline constexpr std::int64_t slowed =
+    hardware_slowdown | software_thermal | hardware_thermal | power_brake;
+/// "too hot, power brake": the reasons above among these bits; "" for none.
+std::string names(std::int64_t reasons);
 }  // namespace clock_reason
+
+inline constexpr char const* nvml_library = "libnvidia-ml.so.1";
 
 class Nvml {
   public:
     /// Never throws: a library that cannot be loaded or begun leaves every fact unknown.
-    explicit Nvml(std::string const& library = "libnvidia-ml.so.1");
+    explicit Nvml(std::string const& library = nvml_library);
     Nvml(Nvml const&) = delete;
     Nvml& operator=(Nvml const&) = delete;
     ~Nvml();
 
     Fact<std::string> driver_version() const;  ///< "550.54.15"
     NvmlFacts device(std::string const& pci_bus_id) const;
+    /// Clocks, power and temperature alone: six calls, for a look between steps.
+    NvmlFacts clocks(std::string const& pci_bus_id) const;
     /// Whether one GPU can read another's memory: "ok", or NVML's reason against.
     Fact<std::string> peer_status(std::string const& from, std::string const& to) const;
     /// "same board", "one PCIe switch", ... "across CPUs": the closest that joins two GPUs.

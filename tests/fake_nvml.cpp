@@ -64,6 +64,11 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(void*, unsigned long long* reasons
     *reasons = 0x48;
     return 0;
 }
+int nvmlDeviceGetClockInfo(void*, int, unsigned* mhz) {
+    static int looks = 0;
+    *mhz = ++looks == 2 ? 1395 : 1410;
+    return 0;
+}
 int nvmlDeviceGetPowerUsage(void*, unsigned* milliwatts) {
     *milliwatts = 123'400;
     return 0;

@@ -42,6 +42,7 @@ def test_run_h5_has_the_documented_names_sizes_and_units(program):
         expect(not missing, f"no units: {missing}")
         expect(b"ns" in run["events"].attrs["units"], f"units of /events: {run['events'].attrs['units']}")
         expect(run["clock"].attrs["epoch_unix_ns"] > 1.6e18, "clock")
+        expect(run["gpu_clock/lowest_sm_clock"].shape == (0,), "there is no GPU to watch")
         expect(len(run["topology/host"]) == len(run["topology/local_rank"]) == 2, "topology")
         expect(run["config"].attrs["eps-clip"] == b"0.01", "config")
         expect(run["config/origin"].attrs["eps-clip"] == b"inputs/smoke.ini:17", "origin")

@@ -46,6 +46,22 @@ BOOST_AUTO_TEST_CASE(facts_are_those_of_the_library) {
     BOOST_TEST(*nvml.common_ancestor(bus, bus).value == "one host bridge");
 }
 
+BOOST_AUTO_TEST_CASE(clocks_alone_are_those_among_all_facts) {
+    Nvml const nvml(CPSTEP_FAKE_NVML);
+    NvmlFacts const clocks = nvml.clocks(bus);
+    BOOST_TEST(*clocks.clock_reasons.value == *nvml.device(bus).clock_reasons.value);
+    BOOST_TEST(*clocks.power_w.value == 123.4, boost::test_tools::tolerance(1e-12));
+    BOOST_TEST(!clocks.uuid.known());
+    BOOST_TEST(nvml.clocks("0000:2B:00.0").power_w.why ==
+               "nvmlDeviceGetHandleByPciBusId_v2: Not Found");
+}
+
+BOOST_AUTO_TEST_CASE(reasons_have_names) {
+    BOOST_TEST(clock_reason::names(0x1) == "");  // idle
+    BOOST_TEST(clock_reason::names(0x60) == "too hot");
+    BOOST_TEST(clock_reason::names(0x8c) == "hardware slowdown, power brake, power limit");
+}
+
 BOOST_AUTO_TEST_CASE(what_it_lacks_or_refuses_is_unknown_with_the_reason) {
     Nvml const nvml(CPSTEP_FAKE_NVML);
     NvmlFacts const facts = nvml.device(bus);

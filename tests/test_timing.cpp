@@ -32,6 +32,24 @@ BOOST_AUTO_TEST_CASE(warm_up_is_left_out_and_ratios_are_paired_by_block) {
     BOOST_TEST(timings[1].ratio.blocks == 2);
 }
 
+BOOST_AUTO_TEST_CASE(blocks_left_out_leave_the_others_numbered_from_0) {
+    auto steps = recorded();
+    for (StepTime const& step : recorded()) {  // a third block, three times as slow
+        if (step.block == 1) {
+            steps.push_back({step.variant, 2, 3 * step.seconds, 0, 0});
+        }
+    }
+    auto const kept = without_blocks(steps, {0, 1});
+    BOOST_TEST(kept.size() == 2 + 4);
+    BOOST_TEST(kept[0].block == -1);
+    for (std::size_t i = 2; i < kept.size(); ++i) {
+        BOOST_TEST(kept[i].block == 0);
+        BOOST_TEST(kept[i].seconds >= 3.6 - 1e-12);
+    }
+    BOOST_TEST(paired_ratio(without_blocks(steps, {1}), "cp2", "cp1", 1).blocks == 2);
+    BOOST_TEST(without_blocks(steps, {}).size() == steps.size());
+}
+
 BOOST_AUTO_TEST_CASE(a_variant_without_timed_steps_is_an_error) {
     BOOST_CHECK_THROW(summarize_timing(recorded(), {"cp1", "cp4"}, 1), Error);
 }

@@ -73,6 +73,35 @@ BOOST_AUTO_TEST_CASE(a_gate_on_times_that_say_nothing_is_inconclusive) {
     BOOST_TEST((code_of(report, 1.05) == ExitCode::parity));
 }
 
+BOOST_AUTO_TEST_CASE(a_gate_that_hangs_on_blocks_with_a_slowed_gpu_is_inconclusive) {
+    Report report = passing();
+    for (int block = 0; block < 6; ++block) {  // in blocks 0 to 3 cp2 takes twice as long
+        report.timing.steps.push_back({"cp1", block, 1.0});
+        report.timing.steps.push_back({"cp2", block, block < 4 ? 2.0 : 1.0});
+    }
+    report.timing.variants = summarize_timing(report.timing.steps, {"cp1", "cp2"}, 1);
+    BOOST_TEST((code_of(report, 2.5) == ExitCode::pass));
+    BlockClock const held{.rank = 1, .block = 4, .reasons = clock_reason::software_power_cap};
+    BlockClock const hot{.rank = 1, .block = 5, .reasons = clock_reason::hardware_thermal};
+    report.gpu_clocks = {held};
+    BOOST_TEST((code_of(report, 2.5) == ExitCode::pass));
+    report.gpu_clocks = {hot};
+    BOOST_TEST((code_of(report, 0) == ExitCode::pass));    // nothing is gated
+    BOOST_TEST((code_of(report, 2.5) == ExitCode::pass));  // nor does 2.5 hang on block 5
+    report.gpu_clocks.clear();
+    for (int block = 0; block < 4; ++block) {
+        report.gpu_clocks.push_back({.block = block, .reasons = clock_reason::power_brake});
+    }
+    report.timing.variants[1].ratio = {2.0, 1.9, 2.1, 6};
+    judge(report, 1.5);  // without blocks 0 to 3 it passes
+    BOOST_TEST((report.code == ExitCode::inconclusive));
+    BOOST_TEST(report.reason.find("slowed down (4 of 6)") != std::string::npos, report.reason);
+    for (int const block : {4, 5}) {
+        report.gpu_clocks.push_back({.block = block, .reasons = clock_reason::power_brake});
+    }
+    BOOST_TEST((code_of(report, 2.5) == ExitCode::inconclusive));  // no block is left
+}
+
 BOOST_AUTO_TEST_CASE(bounds_of_bf16_are_not_widened_by_noise) {
     Report report = passing();
     report.checks[0].pass = false;
