@@ -1,5 +1,7 @@
 #include "app/gpu_clocks.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <sstream>

@@ -1,5 +1,7 @@
 #include "app/option_kinds.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
 

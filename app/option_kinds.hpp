@@ -1,6 +1,8 @@
 // Kinds of options: how each checks, stores and prints its value. Private to the options files.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>

@@ -1,4 +1,6 @@
 // Command line, environment and ini file to settings by name.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <cctype>

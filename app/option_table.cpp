@@ -1,5 +1,7 @@
 #include "app/option_table.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 

@@ -1,5 +1,7 @@
 #include "app/option_variants.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cctype>

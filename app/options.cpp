@@ -1,5 +1,6 @@
 #include "app/options.hpp"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -1,5 +1,7 @@
 #include "app/pages.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <iterator>
 

@@ -1,5 +1,7 @@
 #include "app/parameters.hpp"
 
+#include <fmt/format.h>
+
 #include <bit>
 #include <cmath>
 

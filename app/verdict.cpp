@@ -1,5 +1,7 @@
 #include "app/verdict.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 

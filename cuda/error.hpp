@@ -4,7 +4,7 @@
 #ifdef __CUDACC__
 #define FMT_USE_CONSTEXPR 1  // fmt 9 takes nvcc for a compiler without constexpr
 #endif
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <stdexcept>
 #include <string>

@@ -1,6 +1,7 @@
 #include "cuda/nvml.hpp"
 
 #include <dlfcn.h>
+#include <fmt/format.h>
 
 #include <array>
 #include <utility>

@@ -1,5 +1,7 @@
 #include "io/prompts.hpp"
 
+#include <fmt/format.h>
+
 #include <fstream>
 #include <optional>
 

@@ -1,5 +1,6 @@
 #include "io/tokenizer.hpp"
 
+#include <fmt/format.h>
 #include <utf8proc.h>
 
 #include <algorithm>

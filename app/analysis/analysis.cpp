@@ -1,5 +1,7 @@
 #include "app/analysis/analysis.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
 

@@ -1,5 +1,7 @@
 #include "app/analysis/diff.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>

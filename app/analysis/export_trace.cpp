@@ -1,5 +1,7 @@
 #include "app/analysis/export_trace.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>

@@ -1,5 +1,7 @@
 #include "app/analysis/html_page.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <iterator>

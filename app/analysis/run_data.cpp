@@ -1,5 +1,7 @@
 #include "app/analysis/run_data.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <map>

@@ -1,5 +1,7 @@
 #include "app/analysis/saved.hpp"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <iterator>
 

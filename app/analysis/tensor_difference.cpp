@@ -1,5 +1,7 @@
 #include "app/analysis/tensor_difference.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>

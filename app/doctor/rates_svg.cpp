@@ -1,4 +1,6 @@
 // Bus GB/s against message size as a page of its own: no script, no font, light and dark.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>

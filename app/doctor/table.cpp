@@ -1,5 +1,7 @@
 #include "app/doctor/table.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <iterator>
 #include <nlohmann/json.hpp>
