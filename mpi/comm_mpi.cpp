@@ -61,7 +61,7 @@ class MpiComm final : public Comm {
             (void)MPI_Comm_free(&comm_);
         }
         for (auto& [ticket, call] : in_flight_) {
-            (void)call.pieces.release();  // MPI may still read them
+            [[maybe_unused]] auto* const kept = call.pieces.release();  // MPI may still read them
         }
     }
 
