@@ -49,11 +49,10 @@ po::variables_map read_words(std::vector<std::string> const& words,
         auto const parsed =
             po::command_line_parser(words).options(all).positional(positional).style(style).run();
         for (po::option const& option : parsed.options) {
+            std::string const value = option.value.empty() ? "" : option.value.front();
             // "--output --json": the parser takes the next option as the value.
-            if (option.original_tokens.size() < 2) continue;
-            require(!option.value.front().starts_with("--"), ExitCode::usage,
-                    "option '--{}' needs a value, but '{}' follows", option.string_key,
-                    option.value.front());
+            require(option.original_tokens.size() < 2 || !value.starts_with("--"), ExitCode::usage,
+                    "option '--{}' needs a value, but '{}' follows", option.string_key, value);
         }
         po::store(parsed, values);
         po::notify(values);

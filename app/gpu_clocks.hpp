@@ -30,7 +30,8 @@ class ClockWatch {
     void look(int block);
 
     std::vector<BlockClock> const& blocks() const { return blocks_; }
-    std::string const& why() const { return why_; }  ///< nothing is known, "" if something is
+    /// Why the last look that found nothing did so; "" if all found something.
+    std::string const& why() const { return why_; }
 
   private:
     std::string pci_bus_id_;
