@@ -256,4 +256,15 @@ CpPlan make_cp_plan(std::span<std::int64_t const> lengths, CpConfig const& confi
     return plan;
 }
 
+std::int64_t CpPlan::longest_keys() const {
+    std::int64_t longest = own_rows;
+    for (GatherGap const& gap : gather.gaps) {
+        longest = std::max(longest, gap.rows);
+    }
+    for (RingStep const& step : ring.steps) {
+        longest = std::max(longest, step.rows);
+    }
+    return longest;
+}
+
 }  // namespace cpstep

@@ -97,6 +97,9 @@ struct CpPlan {
     JoinPlan join;      ///< all_gather: all ranks; a2a, a2a+p2p: the ranks that scatter heads
     GatherPlan gather;  ///< all_gather
     RingPlan ring;      ///< the other methods; a ring of one for a2a and CP 1
+
+    /// Rows of the longest K/V that an attention call of this rank works on.
+    std::int64_t longest_keys() const;
 };
 
 /// `lengths`: T of each packed sequence, in stream order.

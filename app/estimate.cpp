@@ -45,7 +45,7 @@ MemoryEstimate estimate_memory(ParameterLayout const& layout, std::vector<Varian
             wires += workspace_of(batches, heads, rule.dtype);
             for (MicroBatch const& batch : batches) {
                 inputs += input_bytes(batch);
-                key_rows = std::max({key_rows, batch.rows(), batch.plan.join.all_rows()});
+                key_rows = std::max(key_rows, batch.plan.longest_keys());
             }
         }
         estimate.activations =

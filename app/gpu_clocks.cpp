@@ -82,6 +82,18 @@ std::vector<BlockClock> gather_clocks(World& world, std::vector<BlockClock> cons
     return all;
 }
 
+std::string unwatched_note(World& world, std::string const& why) {
+    auto const reasons = world.gather(why);
+    auto const silent = [](std::string const& reason) { return !reason.empty(); };
+    auto const first = std::ranges::find_if(reasons, silent);
+    if (first == reasons.end()) {
+        return "";
+    }
+    return fmt::format(
+        "looks at the GPU's clock failed on {} of {} ranks, the first of them {}: {}",
+        std::ranges::count_if(reasons, silent), world.size(), first - reasons.begin(), *first);
+}
+
 std::set<int> slowed_blocks(std::vector<BlockClock> const& clocks) {
     std::set<int> slowed;
     for (BlockClock const& clock : clocks) {

@@ -46,6 +46,10 @@ std::vector<BlockClock> gather_clocks(World& world, std::vector<BlockClock> cons
 /// Blocks in which some GPU was slower than it should be (clock_reason::slowed).
 std::set<int> slowed_blocks(std::vector<BlockClock> const& clocks);
 
+/// Which GPUs could not be looked at and why, from each rank's ClockWatch::why(); "" where all
+/// could. Collective; on rank 0.
+std::string unwatched_note(World& world, std::string const& why);
+
 /// A line for each GPU that was slowed or at its power limit, at most four; then how many more.
 std::vector<std::string> clock_notes(std::vector<BlockClock> const& clocks);
 

@@ -340,8 +340,8 @@ void Run::record_gpu_clocks() {
         return;
     }
     report_.gpu_clocks = gather_clocks(world_, gpu_clock_->blocks());
-    if (!gpu_clock_->why().empty()) {
-        report_.notes.push_back("the clocks of the GPUs were not watched: " + gpu_clock_->why());
+    if (std::string note = unwatched_note(world_, gpu_clock_->why()); !note.empty()) {
+        report_.notes.push_back(std::move(note));
     }
 }
 

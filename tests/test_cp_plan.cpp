@@ -412,6 +412,21 @@ BOOST_AUTO_TEST_CASE(two_ranks_have_the_documented_segments) {
     BOOST_TEST((high.seen == std::vector<std::int32_t>{0, 1}));
 }
 
+BOOST_AUTO_TEST_CASE(the_longest_keys_are_those_of_the_longest_call) {
+    auto const longest = [](std::vector<std::int64_t> const& lengths, CpConfig const& config,
+                            int rank) {
+        return make_cp_plan(lengths, config, rank).longest_keys();
+    };
+    CpConfig const gather{.size = 3, .method = CpMethod::all_gather};
+    BOOST_TEST(longest({12}, gather, 0) == 8);  // the gap between its two chunks of 2
+    BOOST_TEST(longest({12}, gather, 2) == 4);  // its own, as many as the gap before them
+    BOOST_TEST(longest({12}, {.size = 3}, 0) == 4);
+    BOOST_TEST(longest({12, 1}, {.size = 3}, 0) == 5);
+    BOOST_TEST(longest({12, 1}, {.size = 3}, 2) == 4);  // of rank 0 it needs the low chunks alone
+    BOOST_TEST(longest({12, 1}, {.size = 2, .method = CpMethod::a2a, .a2a = 2}, 1) == 13);
+    BOOST_TEST(longest({7}, {}, 0) == 7);
+}
+
 BOOST_AUTO_TEST_CASE(an_empty_micro_batch_still_has_every_step) {
     RingPlan const plan = make_ring_plan({}, {.ranks = 3}, 2);
     BOOST_TEST(plan.steps.size() == 3u);

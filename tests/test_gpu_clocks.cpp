@@ -1,4 +1,6 @@
 #define BOOST_TEST_MODULE gpu_clocks
+#include <fmt/format.h>
+
 #include "app/gpu_clocks.hpp"
 #include "errors.hpp"
 #include "mpi_test_main.hpp"
@@ -61,6 +63,18 @@ BOOST_AUTO_TEST_CASE(every_rank_has_the_blocks_of_all_ranks) {
         }
     }
     BOOST_TEST(all.size() == i);
+}
+
+BOOST_AUTO_TEST_CASE(ranks_whose_gpu_could_not_be_looked_at_are_counted) {
+    World& world = test_world();
+    BOOST_TEST(unwatched_note(world, "").empty());
+    int const last = world.size() - 1;
+    std::string const note = unwatched_note(world, world.rank() == last ? "no right to ask" : "");
+    if (world.root()) {
+        BOOST_TEST(note == fmt::format("looks at the GPU's clock failed on 1 of {} ranks, the "
+                                       "first of them {}: no right to ask",
+                                       world.size(), last));
+    }
 }
 
 BOOST_AUTO_TEST_CASE(a_power_limit_is_told_and_does_not_count_as_slowed) {
