@@ -144,16 +144,16 @@ inline double relative_error(std::vector<float> const& a, std::vector<float> con
     return difference == 0 ? 0 : std::sqrt(difference / norm);
 }
 
-/// Backends of one process; made once. Call only where gpu_present().
+/// Backends of one process, with our own attention; made once. Call only where gpu_present().
 inline Backend& host() {
     static std::unique_ptr<Backend> const backend = make_host_backend(2);
     return *backend;
 }
 inline Backend& gpu(Precision precision) {
     static std::unique_ptr<Backend> const fp32 =
-        make_cuda_backend({.ordinal = 0, .precision = Precision::fp32});
+        make_cuda_backend({.precision = Precision::fp32, .attention = AttentionBackend::reference});
     static std::unique_ptr<Backend> const bf16 =
-        make_cuda_backend({.ordinal = 0, .precision = Precision::bf16});
+        make_cuda_backend({.precision = Precision::bf16, .attention = AttentionBackend::reference});
     return precision == Precision::fp32 ? *fp32 : *bf16;
 }
 inline DType dtype_of_precision(Precision precision) {

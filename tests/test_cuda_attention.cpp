@@ -24,12 +24,15 @@ struct Subject {
     DType dtype;
 };
 
+/// With an argument (`test_cuda_attention -- reference`) without cuDNN, whose kernels
+/// compute-sanitizer's racecheck cannot follow.
 std::vector<Subject> const& subjects() {
     static std::vector<Subject> const all = [] {
-        std::vector<Subject> list{{"reference f32", &gpu(Precision::fp32), DType::f32}};
-        static std::unique_ptr<Backend> const reference = make_cuda_backend(
-            {.precision = Precision::bf16, .attention = AttentionBackend::reference});
-        list.push_back({"reference bf16", reference.get(), DType::bf16});
+        std::vector<Subject> list{{"reference f32", &gpu(Precision::fp32), DType::f32},
+                                  {"reference bf16", &gpu(Precision::bf16), DType::bf16}};
+        if (boost::unit_test::framework::master_test_suite().argc > 1) {
+            return list;
+        }
         try {
             static std::unique_ptr<Backend> const cudnn = make_cuda_backend(
                 {.precision = Precision::bf16, .attention = AttentionBackend::cudnn});
