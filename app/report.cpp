@@ -177,13 +177,11 @@ void memory_table(std::string& out, Report const& report) {
     auto const to = std::back_inserter(out);
     auto const row = [&](std::size_t rank) {
         MemoryUse const& use = report.memory[rank];
-        bool const measured = use.peak_bytes > 0;
         double const share =
             static_cast<double>(use.peak_bytes) / static_cast<double>(use.planned_bytes);
         fmt::format_to(to, "rank {:<6} {:>11} {:>11} {:>12}\n", rank,
-                       human_bytes(use.planned_bytes),
-                       measured ? human_bytes(use.peak_bytes) : "not measured",
-                       measured ? fmt::format("{:.2f}", share) : "");
+                       human_bytes(use.planned_bytes), human_bytes(use.peak_bytes),
+                       fmt::format("{:.2f}", share));
     };
     fmt::format_to(to, "\n{:<11} {:>11} {:>11} {:>12}\n", "memory", "planned", "peak",
                    "peak / plan");
@@ -286,8 +284,7 @@ json memory_json(Report const& report) {
     json out{{"ranks", json::array()}, {"parts_bytes", json::object()}};
     for (MemoryUse const& use : report.memory) {
         out["ranks"].push_back(
-            {{"planned_bytes", use.planned_bytes},
-             {"peak_bytes", use.peak_bytes > 0 ? json(use.peak_bytes) : json(nullptr)}});
+            {{"planned_bytes", use.planned_bytes}, {"peak_bytes", use.peak_bytes}});
     }
     for (auto const& [name, bytes] : report.memory_parts) {
         out["parts_bytes"][name] = bytes;

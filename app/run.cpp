@@ -383,10 +383,7 @@ void Run::write_outputs() {
 }
 
 void Run::record_memory() {
-    if (processor_.on_host()) {
-        return;
-    }
-    for (std::string const& text : world_.gather(std::to_string(peak_device_bytes(backend_)))) {
+    for (std::string const& text : world_.gather(std::to_string(backend_.peak_bytes()))) {
         report_.memory.push_back(
             {.planned_bytes = memory_.device(), .peak_bytes = std::stoll(text)});
     }

@@ -41,7 +41,7 @@ void write_environment(H5File& file) {
     }
 }
 
-/// Bytes of each rank; a peak of 0 was not measured.
+/// Bytes of each rank.
 void write_memory(H5File& file, Report const& report) {
     std::vector<std::int64_t> planned;
     std::vector<std::int64_t> peak;

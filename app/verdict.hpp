@@ -25,7 +25,7 @@ Signal check_signal(VariantResult const& base, Options const& options, SampleSet
 /// What one rank took of its processor's memory.
 struct MemoryUse {
     std::int64_t planned_bytes = 0;
-    std::int64_t peak_bytes = 0;  ///< 0: not measured
+    std::int64_t peak_bytes = 0;
 };
 
 /// Everything rank 0 reports.

@@ -92,6 +92,8 @@ class Backend {
     /// Throws Error(input_data) that names the block when memory is short.
     virtual void* allocate(std::size_t bytes, std::string_view name) = 0;
     virtual void release(void* pointer) noexcept = 0;
+    /// Bytes taken at once, most ever: buffers, and on a device scratch.
+    virtual std::int64_t peak_bytes() const = 0;
     virtual void upload(Tensor dst, void const* src) = 0;  ///< src is contiguous host memory
     virtual void download(void* dst, Tensor src) = 0;      ///< waits for all work queued before
     /// dst = src; equal shapes, strides may differ; converts between f32 and bf16 (to nearest

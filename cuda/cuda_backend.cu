@@ -85,7 +85,7 @@ class CudaBackend final : public Backend {
         }
     }
 
-    std::int64_t peak_bytes() const {
+    std::int64_t peak_bytes() const override {
         return static_cast<std::int64_t>(parts_.queues.memory().peak_bytes());
     }
 
@@ -225,11 +225,6 @@ class CudaBackend final : public Backend {
 
 std::unique_ptr<Backend> make_cuda_backend(CudaBackendOptions const& options) {
     return std::make_unique<CudaBackend>(options);
-}
-
-std::int64_t peak_device_bytes(Backend const& backend) {
-    auto const* const cuda = dynamic_cast<CudaBackend const*>(&backend);
-    return cuda == nullptr ? 0 : cuda->peak_bytes();
 }
 
 }  // namespace cpstep

@@ -42,7 +42,4 @@ struct CudaBackendOptions {
 /// sm_80).
 std::unique_ptr<Backend> make_cuda_backend(CudaBackendOptions const& options);
 
-/// Bytes this backend has taken for buffers and scratch, most ever; 0 for a host backend.
-std::int64_t peak_device_bytes(Backend const& backend);
-
 }  // namespace cpstep

@@ -25,8 +25,4 @@ std::unique_ptr<Backend> make_cuda_backend(CudaBackendOptions const& /*options*/
     fail(ExitCode::environment, "no CUDA device: {}", no_cuda);
 }
 
-std::int64_t peak_device_bytes(Backend const& /*backend*/) {
-    return 0;
-}
-
 }  // namespace cpstep

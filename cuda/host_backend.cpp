@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "cuda/backend.hpp"
@@ -147,10 +148,20 @@ class HostBackend final : public Backend {
         require(pointer != nullptr, ExitCode::input_data,
                 "host memory is short: {} bytes wanted for {}; use more ranks or fewer tokens",
                 bytes, name);
+        blocks_[pointer] = static_cast<std::int64_t>(bytes);
+        taken_ += static_cast<std::int64_t>(bytes);
+        peak_ = std::max(peak_, taken_);
         return pointer;
     }
 
-    void release(void* pointer) noexcept override { std::free(pointer); }
+    void release(void* pointer) noexcept override {
+        if (auto const block = blocks_.find(pointer); block != blocks_.end()) {
+            taken_ -= block->second;
+            blocks_.erase(block);
+        }
+        std::free(pointer);
+    }
+    std::int64_t peak_bytes() const override { return peak_; }
 
     void upload(Tensor dst, void const* src) override {
         copy_rows(dst.data, stride_bytes(dst), src, row_bytes(dst), dst.rows, row_bytes(dst));
@@ -327,6 +338,9 @@ class HostBackend final : public Backend {
 
   private:
     int threads_;
+    std::unordered_map<void*, std::int64_t> blocks_;
+    std::int64_t taken_ = 0;
+    std::int64_t peak_ = 0;
 };
 
 }  // namespace

@@ -127,6 +127,18 @@ def test_calls_of_all_ranks_overlap_on_the_one_time_axis(program):
     expect((late <= summary["clock"]["pair_bound_ns"]).all(), f"ended {late.max()} ns before a rank had begun")
 
 
+def test_the_memory_plan_holds_and_is_close(program):
+    output, result, summary = smoke_run(program)
+    ranks = summary["memory"]["ranks"]
+    expect(len(ranks) == 2 and all(0 < r["peak_bytes"] <= r["planned_bytes"] for r in ranks), ranks)
+    expect(max(r["peak_bytes"] for r in ranks) >= 0.9 * ranks[0]["planned_bytes"], ranks)
+    expect(sum(summary["memory"]["parts_bytes"].values()) == ranks[0]["planned_bytes"], summary["memory"])
+    with h5py.File(output / "run.h5", "r") as run:
+        peaks = run["memory/peak"][:].tolist()
+    expect(peaks == [r["peak_bytes"] for r in ranks], peaks)
+    expect("\nmemory          planned        peak  peak / plan\n" in result.out, result.out)
+
+
 # Rank files -----------------------------------------------------------------------------------------------------------
 
 def rank_steps(file):

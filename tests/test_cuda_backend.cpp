@@ -119,10 +119,9 @@ BOOST_AUTO_TEST_CASE(reports_name_the_device_the_precision_and_the_libraries) {
         BOOST_TEST((backend.compute_dtype() == dtype_of_precision(precision)));
         BOOST_REQUIRE(backend.queues() != nullptr);
         BOOST_TEST(backend.queues()->ordinal() == 0);
-        BOOST_TEST(peak_device_bytes(backend) >= 32 * mebi);
+        BOOST_TEST(backend.peak_bytes() >= 32 * mebi);
     }
     BOOST_TEST(contains(cuda_versions(), "CUDA "));
-    BOOST_TEST(peak_device_bytes(host()) == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_device_that_is_not_there_is_an_error_of_the_environment) {
@@ -267,7 +266,7 @@ BOOST_AUTO_TEST_CASE(released_memory_is_used_again_but_never_under_queued_work) 
     CudaQueues& queues = *backend.queues();
     std::int64_t const n = 100'000, turns = 400;  // 160 MB of small pieces, five slabs at once
     Buffer const by_compute(backend, turns, n, DType::i32), by_wire(backend, turns, n, DType::i32);
-    std::int64_t const before = peak_device_bytes(backend);
+    std::int64_t const before = backend.peak_bytes();
     for (std::int64_t i = 0; i < turns; ++i) {
         Buffer const piece(backend, 1, n, DType::i32);
         backend.upload(piece, count_up(n, static_cast<std::int32_t>(i)).data());
@@ -287,7 +286,7 @@ BOOST_AUTO_TEST_CASE(released_memory_is_used_again_but_never_under_queued_work) 
         Buffer const large = floats(backend, 16 * mebi);
         backend.zero(large);
     }
-    BOOST_TEST(peak_device_bytes(backend) <= before + (64 + 32) * mebi);
+    BOOST_TEST(backend.peak_bytes() <= before + (64 + 32) * mebi);
 }
 
 BOOST_AUTO_TEST_CASE(a_piece_tells_its_block_and_no_two_blocks_share_an_id) {

@@ -65,6 +65,19 @@ BOOST_FIXTURE_TEST_CASE(memory_is_aligned_and_an_empty_buffer_is_not_absent, Hos
     BOOST_TEST(Buffer().tensor().absent());
 }
 
+BOOST_FIXTURE_TEST_CASE(the_peak_is_the_most_that_was_taken_at_once, Host) {
+    BOOST_TEST(backend.peak_bytes() == 0);
+    {
+        Buffer const first(backend, 3, 5, DType::f32);
+        Buffer const second(backend, 1, 7, DType::i32);
+        BOOST_TEST(backend.peak_bytes() == 4 * (15 + 7));
+    }
+    Buffer const third(backend, 1, 20, DType::f32);
+    BOOST_TEST(backend.peak_bytes() == 4 * (15 + 7));
+    Buffer const fourth(backend, 1, 3, DType::f32);
+    BOOST_TEST(backend.peak_bytes() == 4 * 23);
+}
+
 BOOST_FIXTURE_TEST_CASE(too_much_memory_is_an_error_that_names_the_bytes, Host) {
     // The first is beyond any object, the second beyond this machine; the address sanitizer aborts
     // on the second before the allocator can say no.

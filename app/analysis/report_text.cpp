@@ -177,13 +177,12 @@ void memory_line(std::string& out, RunData const& run) {
     std::int64_t peak = 0;
     for (auto const& rank : run.summary["memory"].value("ranks", json::array())) {
         planned = std::max(planned, rank.value("planned_bytes", std::int64_t{0}));
-        json const measured = rank.value("peak_bytes", json());
-        peak = std::max(peak, measured.is_number() ? measured.get<std::int64_t>() : 0);
+        peak = std::max(peak, rank.value("peak_bytes", std::int64_t{0}));
     }
     if (planned > 0) {
         fmt::format_to(std::back_inserter(out), "memory of the largest rank: planned {}, peak {}\n",
                        count_text(static_cast<double>(planned)),
-                       peak > 0 ? count_text(static_cast<double>(peak)) : "not measured");
+                       count_text(static_cast<double>(peak)));
     }
 }
 
