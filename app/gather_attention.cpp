@@ -113,9 +113,6 @@ void GatherAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor 
 void GatherAttention::add_share(Tensor dkv, Queries const& t, Tensor kv,
                                 std::span<Segment const> segments, Accumulate mode) {
     Span const span = trace_.span(SpanKind::compute, "attention.backward");
-    if (mode == Accumulate::merge) {
-        backend_.zero(dkv);
-    }
     backend_.attention_backward(t.dq, keys_of(dkv), values_of(dkv), t.q, keys_of(kv), values_of(kv),
                                 t.o, t.d_o, t.lse, shape_, segments, mode);
 }

@@ -170,7 +170,7 @@ std::vector<OptionSpec> layout_options() {
     hierarchical.metavar = "A2A,P2P";
     hierarchical.takes_two_words = true;
     OptionSpec variant =
-        list("variant", "repeatable: these and cp1 run; keys: the five options above", "",
+        list("variant", "repeatable, beside cp1; keys: the five above, trace-detail", "",
              apply_variants);
     variant.metavar = "NAME[:KEY=VALUE,...]";
     variant.repeatable = true;

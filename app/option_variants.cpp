@@ -63,9 +63,12 @@ VariantKey hierarchical_key() {
 
 std::vector<VariantKey> const& variant_keys() {
     static std::vector<VariantKey> const keys{
-        size_key(), name_key("cp-comm-type", cp_method_names, &NamedVariant::method),
+        size_key(),
+        name_key("cp-comm-type", cp_method_names, &NamedVariant::method),
         name_key("cp-loss-comm", loss_comm_names, &NamedVariant::loss),
-        name_key("cp-layout", cp_layout_names, &NamedVariant::layout), hierarchical_key()};
+        name_key("cp-layout", cp_layout_names, &NamedVariant::layout),
+        hierarchical_key(),
+        name_key("trace-detail", trace_detail_names, &NamedVariant::trace_detail)};
     return keys;
 }
 

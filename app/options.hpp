@@ -48,6 +48,7 @@ struct NamedVariant {
     std::optional<LossComm> loss;
     std::optional<CpLayout> layout;
     std::optional<HierarchicalSizes> hierarchical;
+    std::optional<TraceDetail> trace_detail;
 };
 
 struct Options {

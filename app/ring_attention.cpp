@@ -164,9 +164,6 @@ void RingAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor kv, Tensor /*
 void RingAttention::add_share(std::size_t i, Tensor share, Tensor dq, Tensor q, Tensor at_hand,
                               Tensor o, Tensor d_o, Tensor lse) {
     Span const span = trace_.span(SpanKind::compute, "attention.backward");
-    if (i > 0 && plan_.size > 1) {
-        backend_.zero(share);
-    }
     backend_.attention_backward(dq, keys_of(share), values_of(share), q, keys_of(at_hand),
                                 values_of(at_hand), o, d_o, lse, shape_, plan_.steps[i].segments,
                                 i == 0 ? Accumulate::overwrite : Accumulate::merge);

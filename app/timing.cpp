@@ -59,7 +59,8 @@ StepTime timed_step(World& world, Trace& trace, TrainStep& step, Variant& varian
     step.reset();
     variant.grid().clear_ledger();
     world.barrier();
-    TraceDetail const detail = block >= 0 ? step.timed_detail() : TraceDetail::layers;
+    TraceDetail const detail =
+        block < 0 ? TraceDetail::layers : variant.plan().trace_detail.value_or(step.timed_detail());
     trace.begin_step(variant.name(), detail, block);
     std::int64_t const begin = now_ns();
     StepMetrics const result = step.run(variant);

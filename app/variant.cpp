@@ -31,6 +31,7 @@ VariantPlan plan_variant(Options const& options, ModelConfig const& config, Roll
     VariantPlan plan;
     plan.name = spec.name;
     plan.cp = spec.cp;
+    plan.trace_detail = spec.trace_detail;
     plan.grid = make_grid_shape(world_size, spec.cp.size, spec.cp.a2a);
     std::vector<std::int64_t> lengths;
     std::vector<double> costs;

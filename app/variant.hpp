@@ -25,6 +25,7 @@ struct VariantPlan {
     CpConfig cp;
     GridShape grid;
     Schedule schedule;
+    std::optional<TraceDetail> trace_detail = {};  ///< of timed steps; none: the run's
 };
 
 /// Forward FLOPs of one sequence: per token 2 x parameters of the matrix products, attention

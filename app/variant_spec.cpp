@@ -108,8 +108,8 @@ int default_size(Options const& options, int world) {
     return largest > 1 ? largest : world;
 }
 
-VariantSpec named_spec(Options const& options, NamedVariant const& variant, HeadShape heads,
-                       int world) {
+VariantSpec named_cp(Options const& options, NamedVariant const& variant, HeadShape heads,
+                     int world) {
     CpConfig const cp{.size = variant.size.value_or(default_size(options, world)),
                       .method = variant.method.value_or(options.cp_comm_type.front()),
                       .layout = variant.layout.value_or(options.cp_layout.front()),
@@ -127,6 +127,13 @@ VariantSpec named_spec(Options const& options, NamedVariant const& variant, Head
             "context-parallel-size={3} or other factors",
             variant.name, factors.a2a, factors.p2p, factors.product(), cp.size);
     return checked(variant.name, cp, factors, heads, world);
+}
+
+VariantSpec named_spec(Options const& options, NamedVariant const& variant, HeadShape heads,
+                       int world) {
+    VariantSpec spec = named_cp(options, variant, heads, world);
+    spec.trace_detail = variant.trace_detail;
+    return spec;
 }
 
 std::string product_name(Options const& options, CpConfig const& cp) {

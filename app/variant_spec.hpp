@@ -1,6 +1,7 @@
 // Which variants a run compares: from options to names and CP configurations. Pure.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ std::string description(CpConfig const& cp);
 struct VariantSpec {
     std::string name;  ///< "cp1", "cp2", "cp2-all_gather-gather"
     CpConfig cp;
+    std::optional<TraceDetail> trace_detail = {};  ///< of timed steps; none: the run's
 };
 
 /// The baseline "cp1", then the variants of --variant in their order or, without any, each size

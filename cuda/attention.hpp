@@ -33,8 +33,8 @@ struct HeadShape {
     std::int64_t head_dim = 0;
 };
 
-/// What becomes of what a call writes. In Backend::attention_backward overwrite means all of dq, dk
-/// and dv (zero where no segment reaches), merge means addition to f32.
+/// What becomes of o and lse, and in Backend::attention_backward of dq: overwrite means all of it
+/// (zero where no segment reaches), merge addition to f32. dk and dv are overwritten in both.
 enum class Accumulate : std::uint8_t {
     overwrite,  ///< o and lse of covered query rows are replaced
     merge,      ///< the segments' keys are added to the running softmax held in o (f32) and lse

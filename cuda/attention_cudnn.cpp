@@ -4,7 +4,8 @@
 // Which path a piece takes:
 // - fewer than 64 queries or keys, heads of neither 64 nor 128 values, or rows that do not suit
 //   (rows_suit): the reference kernels. cuDNN has wrong gradients for some tiny shapes
-//   (cudnn-frontend issues 160 and 1072), and a plan for each takes longer than it saves.
+//   (cudnn-frontend issues 160 and 1072) and rounds what each piece gives to bf16: with tiny pieces
+//   packed too, a golden gradient of a k bias was 1.6 times as far from fp32 as CP=1's.
 // - at least 4096 queries: one sequence, exact lengths, up to a fifth faster than packed ones
 //   (jobs/bench_attention.cpp, H200, 16k to 64k tokens).
 // - else packed: lengths and offsets are data, so that one plan serves all lengths up to a power of
@@ -316,28 +317,26 @@ void CudnnAttention::backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor 
     check_attention(call, segments, mode);
     bool const usable = q.dtype == DType::bf16 && fits(shape, {dq, dk, dv, q, k, v, o, d_o});
     Work const work = divide(segments, usable);
-    AttentionBackward to = call;
-    Accumulate keys = mode;
-    bool sums_apart = false;
     if (mode == Accumulate::overwrite) {
         device::zero_rows(device_, dq, rows_outside(query_rows(work.all), q.rows));
-        if (any_overlap(key_rows(work.all))) {
-            keys = Accumulate::merge;
-            sums_apart = dk.dtype != DType::f32;
-            if (sums_apart) {
-                Tensor const sums =
-                    scratch(k.rows, 2 * k.cols, DType::f32, "attention sums of keys");
-                to.dk = sums.columns(0, k.cols);
-                to.dv = sums.columns(k.cols, k.cols);
-            }
-            device::zero(device_, to.dk);
-            device::zero(device_, to.dv);
-        } else {
-            std::vector<RowRange> const unseen = rows_outside(key_rows(work.all), k.rows);
-            device::zero_rows(device_, dk, unseen);
-            device::zero_rows(device_, dv, unseen);
-        }
     }
+    AttentionBackward to = call;
+    bool const shared = any_overlap(key_rows(work.all));
+    bool const sums_apart = shared && dk.dtype != DType::f32;
+    if (sums_apart) {
+        Tensor const sums = scratch(k.rows, 2 * k.cols, DType::f32, "attention sums of keys");
+        to.dk = sums.columns(0, k.cols);
+        to.dv = sums.columns(k.cols, k.cols);
+    }
+    if (shared) {
+        device::zero(device_, to.dk);
+        device::zero(device_, to.dv);
+    } else {
+        std::vector<RowRange> const unseen = rows_outside(key_rows(work.all), k.rows);
+        device::zero_rows(device_, dk, unseen);
+        device::zero_rows(device_, dv, unseen);
+    }
+    Accumulate const keys = shared ? Accumulate::merge : Accumulate::overwrite;
     if (!work.large.empty()) {
         Tensor stats = lse;
         if (!lse.contiguous()) {

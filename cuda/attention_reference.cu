@@ -178,9 +178,11 @@ void reference_attention(Device const& d, AttentionForward const& call,
 }
 
 std::size_t reference_scratch_bytes(HeadShape shape, std::int64_t q_rows, std::int64_t kv_rows) {
-    // Tables: tiles of full length, one part each.
-    std::int64_t const words = ceil_div(q_rows, tile_rows) * 5 + ceil_div(kv_rows, tile_rows) * 8;
-    return static_cast<std::size_t>(4 * (q_rows * shape.heads + words));
+    // Tables: tiles of full length, one part each. dk and dv of every query head.
+    std::int64_t const key_tiles = ceil_div(kv_rows, tile_rows);
+    std::int64_t const words = ceil_div(q_rows, tile_rows) * 5 + key_tiles * 8;
+    std::int64_t const by_head = 2 * key_tiles * tile_rows * shape.heads * shape.head_dim;
+    return static_cast<std::size_t>(4 * (q_rows * shape.heads + words + by_head));
 }
 
 }  // namespace device
@@ -205,19 +207,19 @@ class ReferenceAttention final : public DeviceAttention {
                   Accumulate mode) override {
         AttentionBackward const call{dq, dk, dv, q, k, v, o, d_o, lse, shape};
         check_attention(call, segments, mode);
-        if (mode == Accumulate::overwrite) {
-            std::vector<RowRange> queries;
-            std::vector<RowRange> keys;
-            for (Segment const& s : segments) {
-                queries.push_back({s.q_row, s.q_rows});
-                keys.push_back({s.kv_row, s.kv_rows});
-            }
-            device::zero_rows(device_, dq, rows_outside(std::move(queries), q.rows));
-            std::vector<RowRange> const unseen = rows_outside(std::move(keys), k.rows);
-            device::zero_rows(device_, dk, unseen);
-            device::zero_rows(device_, dv, unseen);
+        std::vector<RowRange> queries;
+        std::vector<RowRange> keys;
+        for (Segment const& s : segments) {
+            queries.push_back({s.q_row, s.q_rows});
+            keys.push_back({s.kv_row, s.kv_rows});
         }
-        device::reference_attention(device_, call, segments, mode, mode);
+        if (mode == Accumulate::overwrite) {
+            device::zero_rows(device_, dq, rows_outside(std::move(queries), q.rows));
+        }
+        std::vector<RowRange> const unseen = rows_outside(std::move(keys), k.rows);
+        device::zero_rows(device_, dk, unseen);
+        device::zero_rows(device_, dv, unseen);
+        device::reference_attention(device_, call, segments, mode, Accumulate::overwrite);
     }
 
     std::size_t scratch_bytes(HeadShape shape, std::int64_t q_rows,

@@ -1,5 +1,6 @@
-// Backward of the reference attention: delta, dq by tiles of queries, dk and dv by tiles of keys
-// that visit every query head of their group, so that no sum needs an atomic.
+// Backward of the reference attention: delta, dq by tiles of queries, dk and dv of each query head
+// by tiles of keys, then summed over the query heads of a group in their order: no atomics.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -23,6 +24,7 @@ struct BackwardArguments {
     KeyTile const* key_tiles;
     Tile const* parts;
     Output dq, dk, dv;
+    Output dk_by_head, dv_by_head;  // (64 rows a key tile, H*D) f32
     int key_rows;
     bool add_queries, add_keys;
 };
@@ -183,45 +185,79 @@ __device__ __forceinline__ void add_queries(BackwardArguments<T> const& a, KeyTi
     add_product(dk, room.scores, room.rows);
 }
 
-/// dk and dv of one key head of the keys of one tile: all parts, all query heads of the group.
+/// dk and dv that one query head gives the keys of one tile: all parts.
 template <int D, class T>
 __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
     dkv_kernel(BackwardArguments<T> const a) {
     extern __shared__ float4 shared[];
     KeyTileRoom<D> const room(reinterpret_cast<float*>(shared));
     auto const [ty, tx] = place();
-    int const kv_head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.kv_heads));
-    KeyTile const tile = a.key_tiles[blockIdx.x / static_cast<unsigned>(a.shape.kv_heads)];
+    int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
+    int const index = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.shape.heads));
+    KeyTile const tile = a.key_tiles[index];
+    int const kv_head = a.shape.kv_head_of(head);
     int const head_dim = a.shape.head_dim;
-    int const group = a.shape.heads / a.shape.kv_heads;
     int const count = min(tile_rows, a.key_rows - tile.row);
     load_tile<D>(room.k, a.k.at(kv_head, head_dim), tile.row, count, head_dim);
     load_tile<D>(room.v, a.v.at(kv_head, head_dim), tile.row, count, head_dim);
     RowSums<D> dk;
     RowSums<D> dv;
-    bool covered[each] = {};
     for (int n = 0; n < tile.parts; ++n) {
         Tile const t = a.parts[tile.first_part + n];
-        int const first_key = t.kv_row - tile.row;
-#pragma unroll
-        for (int i = 0; i < each; ++i) {
-            int const key = ty + side * i - first_key;
-            covered[i] = covered[i] || (key >= 0 && key < t.kv_rows);
-        }
-        for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            for (int begin = 0; begin < t.q_rows; begin += tile_rows) {
-                add_queries(a, room, t, first_key, head, begin, dk, dv);
-            }
+        for (int begin = 0; begin < t.q_rows; begin += tile_rows) {
+            add_queries(a, room, t, t.kv_row - tile.row, head, begin, dk, dv);
         }
     }
 #pragma unroll
     for (int i = 0; i < each; ++i) {
-        if (covered[i]) {
-            std::int64_t const row = std::int64_t{tile.row} + ty + side * i;
-            float const keep = a.add_keys ? 1.0F : 0.0F;
-            write_row(a.dk, row, kv_head, dk, i, head_dim, 1.0F, keep);
-            write_row(a.dv, row, kv_head, dv, i, head_dim, 1.0F, keep);
+        std::int64_t const row = std::int64_t{index} * tile_rows + ty + side * i;
+        write_row(a.dk_by_head, row, head, dk, i, head_dim, 1.0F, 0.0F);
+        write_row(a.dv_by_head, row, head, dv, i, head_dim, 1.0F, 0.0F);
+    }
+}
+
+/// Four columns of a row of `to`: the sum of those of `heads` heads of `by_head`, from `from_col`
+/// on, and of what `to` was if `add`.
+__device__ __forceinline__ void put_sum_of_heads(Output const& to, std::int64_t row,
+                                                 std::int64_t col, Output const& by_head,
+                                                 std::int64_t from_row, std::int64_t from_col,
+                                                 int heads, int head_dim, bool add) {
+    float4 sum = add ? to.read(row, col) : float4{};
+    for (int h = 0; h < heads; ++h) {
+        float4 const v = by_head.read(from_row, from_col + std::int64_t{h} * head_dim);
+        sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+    }
+    to.write(row, col, sum);
+}
+
+/// dk and dv of one key head of those keys of one tile that a part names.
+template <class T>
+__global__ void __launch_bounds__(threads) sum_heads_kernel(BackwardArguments<T> const a) {
+    int const kv_head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.kv_heads));
+    int const index = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.shape.kv_heads));
+    KeyTile const tile = a.key_tiles[index];
+    int const head_dim = a.shape.head_dim;
+    int const group = a.shape.heads / a.shape.kv_heads;
+    int const packs = head_dim / 4;
+    for (int i = static_cast<int>(threadIdx.x); i < tile_rows * packs; i += threads) {
+        int const key = i / packs;
+        bool named = false;
+        for (int n = 0; n < tile.parts; ++n) {
+            Tile const t = a.parts[tile.first_part + n];
+            int const first = t.kv_row - tile.row;
+            named = named || (key >= first && key < first + t.kv_rows);
         }
+        if (!named) {
+            continue;
+        }
+        std::int64_t const row = std::int64_t{tile.row} + key;
+        std::int64_t const col = std::int64_t{kv_head} * head_dim + i % packs * 4;
+        std::int64_t const from_row = std::int64_t{index} * tile_rows + key;
+        std::int64_t const from_col = std::int64_t{kv_head} * group * head_dim + i % packs * 4;
+        put_sum_of_heads(a.dk, row, col, a.dk_by_head, from_row, from_col, group, head_dim,
+                         a.add_keys);
+        put_sum_of_heads(a.dv, row, col, a.dv_by_head, from_row, from_col, group, head_dim,
+                         a.add_keys);
     }
 }
 
@@ -243,25 +279,33 @@ void reference_attention(Device const& d, AttentionBackward const& call,
     auto const heads = static_cast<std::size_t>(shape.heads);
     auto* const delta = static_cast<float*>(d.scratch->at_least(
         static_cast<std::size_t>(call.q.rows) * heads * sizeof(float), "attention delta"));
+    std::int64_t const width = call.q.cols;
+    auto const by_head_rows = static_cast<std::int64_t>(by_key.tiles.size()) * tile_rows;
+    Tensor by_head{nullptr, DType::f32, 2 * by_head_rows, width, width};
+    by_head.data = d.scratch->at_least(std::max<std::size_t>(by_head.bytes(), 1),
+                                       "attention key gradients by head");
     with_type(call.q.dtype, [&](auto type) {
         using T = decltype(type);
-        BackwardArguments<T> const arguments{shape,
-                                             view_of<T>(call.q),
-                                             view_of<T>(call.k),
-                                             view_of<T>(call.v),
-                                             view_of<T>(call.o),
-                                             view_of<T>(call.d_o),
-                                             call.lse.as<float>(),
-                                             {delta, call.q.rows, shape.heads, shape.heads},
-                                             reinterpret_cast<Tile const*>(table),
-                                             reinterpret_cast<KeyTile const*>(table + tiles_at),
-                                             reinterpret_cast<Tile const*>(table + parts_at),
-                                             output_of(call.dq),
-                                             output_of(call.dk),
-                                             output_of(call.dv),
-                                             static_cast<int>(call.k.rows),
-                                             queries == Accumulate::merge,
-                                             keys == Accumulate::merge};
+        BackwardArguments<T> const arguments{
+            shape,
+            view_of<T>(call.q),
+            view_of<T>(call.k),
+            view_of<T>(call.v),
+            view_of<T>(call.o),
+            view_of<T>(call.d_o),
+            call.lse.as<float>(),
+            {delta, call.q.rows, shape.heads, shape.heads},
+            reinterpret_cast<Tile const*>(table),
+            reinterpret_cast<KeyTile const*>(table + tiles_at),
+            reinterpret_cast<Tile const*>(table + parts_at),
+            output_of(call.dq),
+            output_of(call.dk),
+            output_of(call.dv),
+            output_of(by_head.row_range(0, by_head_rows)),
+            output_of(by_head.row_range(by_head_rows, by_head_rows)),
+            static_cast<int>(call.k.rows),
+            queries == Accumulate::merge,
+            keys == Accumulate::merge};
         with_width(shape.head_dim, [&](auto width) {
             constexpr int D = width.value;
             constexpr std::size_t floats = 3 * tile_floats<D> + score_floats;
@@ -270,9 +314,11 @@ void reference_attention(Device const& d, AttentionBackward const& call,
                 launch(d, dq_kernel<D, T>, work.size() * heads, floats, arguments);
             }
             if (!by_key.tiles.empty()) {
-                launch(d, dkv_kernel<D, T>,
-                       by_key.tiles.size() * static_cast<std::size_t>(shape.kv_heads),
-                       floats + 2 * tile_rows, arguments);
+                launch(d, dkv_kernel<D, T>, by_key.tiles.size() * heads, floats + 2 * tile_rows,
+                       arguments);
+                launch(d, sum_heads_kernel<T>,
+                       by_key.tiles.size() * static_cast<std::size_t>(shape.kv_heads), 0,
+                       arguments);
             }
         });
     });

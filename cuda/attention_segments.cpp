@@ -269,8 +269,8 @@ void check_attention(AttentionBackward const& call, std::span<Segment const> seg
     require(call.o.dtype == call.q.dtype && call.d_o.dtype == call.q.dtype, ExitCode::internal,
             "attention: o, do and q are not of one type");
     check_output("dq", call.dq, call.q, mode);
-    check_output("dk", call.dk, call.k, mode);
-    check_output("dv", call.dv, call.v, mode);
+    check_output("dk", call.dk, call.k, Accumulate::overwrite);
+    check_output("dv", call.dv, call.v, Accumulate::overwrite);
     require(call.dk.dtype == call.dv.dtype, ExitCode::internal,
             "attention: dk and dv are not of one type");
 }

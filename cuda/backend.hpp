@@ -109,6 +109,8 @@ class Backend {
     virtual Mark mark(Queue queue) = 0;
     virtual std::int64_t mark_ns(Mark mark) const { return mark; }
     virtual void begin_marks() {}
+    /// What is queued next on the wire queue comes after this mark of the compute queue.
+    virtual void wire_after(Mark /*mark*/) {}
     /// Named range for profilers; ranges nest.
     virtual void push_range(char const* /*name*/) {}
     virtual void pop_range() {}

@@ -126,6 +126,7 @@ class CudaBackend final : public Backend {
     }
     std::int64_t mark_ns(Mark mark) const override { return parts_.marks.ns(mark); }
     void begin_marks() override { parts_.marks.begin(); }
+    void wire_after(Mark mark) override { parts_.marks.wait(parts_.queues.wire(), mark); }
     void push_range(char const* name) override { (void)nvtxRangePushA(name); }
     void pop_range() override { (void)nvtxRangePop(); }
 

@@ -220,14 +220,22 @@ Mark EventMarks::mark(cudaStream_t stream) {
     return -static_cast<Mark>(used_);
 }
 
+cudaEvent_t EventMarks::event(Mark mark) const {
+    auto const index = static_cast<std::size_t>(-(mark + 1));
+    require(index < used_, ExitCode::internal, "mark {} is from before begin_marks()", mark);
+    return events_[index].get();
+}
+
+void EventMarks::wait(cudaStream_t stream, Mark mark) {
+    CUDA_CHECK(cudaStreamWaitEvent(stream, event(mark), 0));
+}
+
 std::int64_t EventMarks::ns(Mark mark) const {
     if (mark >= 0) {
         return mark;
     }
-    auto const index = static_cast<std::size_t>(-(mark + 1));
-    require(index < used_, ExitCode::internal, "mark {} is from before begin_marks()", mark);
     float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, base_.get(), events_[index].get()));
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, base_.get(), event(mark)));
     return base_ns_ + std::llround(static_cast<double>(milliseconds) * 1e6);
 }
 

@@ -58,9 +58,13 @@ class EventMarks {
     void begin();
     /// -1 - i for event i, so that no mark is taken for a host time.
     Mark mark(cudaStream_t stream);
+    /// `stream` goes on when the device has reached the mark.
+    void wait(cudaStream_t stream, Mark mark);
     std::int64_t ns(Mark mark) const;
 
   private:
+    cudaEvent_t event(Mark mark) const;
+
     DeviceQueues& queues_;
     std::vector<EventHandle> events_;  ///< grows; events are used again after begin()
     std::size_t used_ = 0;

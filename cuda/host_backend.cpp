@@ -280,9 +280,9 @@ class HostBackend final : public Backend {
                             std::span<Segment const> segments, Accumulate mode) override {
         if (mode == Accumulate::overwrite) {
             zero(dq);
-            zero(dk);
-            zero(dv);
         }
+        zero(dk);
+        zero(dv);
         cpstep::attention_backward(f32(dq), f32(dk), f32(dv), f32(q), f32(k), f32(v), f32(o),
                                    f32(d_o), f32(lse), shape, segments);
     }

@@ -127,7 +127,9 @@ void Trace::resolve_marks() {
     if (backend_ != nullptr) {
         backend_->synchronize();
     }
+    std::vector<Event*> calls_on_device;
     for (Event& event : events_) {
+        bool const on_device = event.dur_ns < 0;
         std::int64_t begin = event.t0_ns;
         std::int64_t end = event.dur_ns;
         if (backend_ != nullptr) {
@@ -136,7 +138,11 @@ void Trace::resolve_marks() {
         }
         event.t0_ns = begin - info_.epoch_ns;
         event.dur_ns = std::max<std::int64_t>(end - begin, 0);  // nobody waits for what is done
+        if (on_device && event.kind == SpanKind::comm) {
+            calls_on_device.push_back(&event);
+        }
     }
+    one_after_another(std::move(calls_on_device));
 }
 
 void Trace::begin_step(std::string_view variant, TraceDetail detail, int block) {

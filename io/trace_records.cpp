@@ -51,6 +51,16 @@ std::string rank_file_name(int rank) {
     return fmt::format("ranks/{:03}/rank{:05}.h5", rank / files_per_folder, rank);
 }
 
+void one_after_another(std::vector<Event*> calls) {
+    auto const end_of = [](Event const* call) { return call->t0_ns + call->dur_ns; };
+    std::ranges::sort(calls, {}, end_of);
+    for (std::size_t i = 1; i < calls.size(); ++i) {
+        std::int64_t const late = std::max<std::int64_t>(end_of(calls[i - 1]) - calls[i]->t0_ns, 0);
+        calls[i]->t0_ns += late;
+        calls[i]->dur_ns -= late;
+    }
+}
+
 std::vector<Interval> intervals_of(std::vector<Event> const& events, SpanKind kind) {
     Intervals found;
     for (Event const& event : events) {

@@ -1,8 +1,10 @@
 // Records of a rank file: their layout, and what a step's events add up to. Without MPI.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/h5.hpp"
@@ -16,6 +18,10 @@ enum class SpanKind : std::uint16_t { step = 0, pass = 1, compute = 2, comm = 3,
 /// How much of a step is kept. A mark costs a device 2 us, which layers add up to some per cent of
 /// a step; passes alone have no leaves on stream 0 but waits. off: the step and nothing in it.
 enum class TraceDetail : std::uint8_t { layers, passes, off };
+inline constexpr std::array<std::string_view, 3> trace_detail_names{"layers", "passes", "off"};
+constexpr std::string_view name_of(TraceDetail detail) {
+    return trace_detail_names.at(static_cast<std::size_t>(detail));
+}
 
 /// What a step's events add up to. Times: lengths of unions of intervals, ns.
 struct StepSums {
@@ -64,6 +70,10 @@ inline constexpr char const* step_units = "ns (names in _ns), byte (bytes)";
 
 /// "ranks/000/rank00000.h5" for a rank: 256 files a folder.
 std::string rank_file_name(int rank);
+
+/// Calls of a queue that does one after the other: one that was posted before the end of another
+/// that ended before it begins at that end.
+void one_after_another(std::vector<Event*> calls);
 
 /// The union of the intervals of one kind.
 std::vector<Interval> intervals_of(std::vector<Event> const& events, SpanKind kind);

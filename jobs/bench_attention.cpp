@@ -1,7 +1,7 @@
 // Attention of a CP rank against that of CP=1, on one device without wires: is a layout's cut of
-// the work as fast as the whole? Heads of Qwen2.5-0.5B, one sequence.
+// the work as fast as the whole? Heads of Qwen2.5-0.5B.
 //
-// usage: bench_attention [TOKENS ...]
+// usage: bench_attention [SEQUENCESxTOKENS ...], the micro-batches of CP=1; 4x512 is 4 of 512
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -21,6 +21,7 @@ using namespace cpstep;
 constexpr HeadShape heads{.heads = 14, .kv_heads = 2, .head_dim = 64};
 constexpr int warm_up = 3;
 constexpr int repeats = 15;
+constexpr int calls_a_value = 4;  // so that the device, not the host, is what a value times
 
 /// Operands for q_rows queries and kv_rows keys; dtype of sums as a CP method has them.
 struct Operands {
@@ -49,18 +50,21 @@ struct Operands {
     Buffer q, d_o, o, kv, lse, sum_o, dq, dkv;
 };
 
-/// Milliseconds of what `work` queues, the median.
+/// Milliseconds of what `work` queues, the median; work that the device has not begun yet.
 double milliseconds(Backend& backend, std::function<void()> const& work) {
     std::vector<double> times;
     for (int i = 0; i < warm_up + repeats; ++i) {
         backend.begin_marks();
-        Mark const begin = backend.mark(Queue::compute);
         work();
+        Mark const begin = backend.mark(Queue::compute);
+        for (int call = 0; call < calls_a_value; ++call) {
+            work();
+        }
         Mark const end = backend.mark(Queue::compute);
         backend.synchronize();
         if (i >= warm_up) {
             times.push_back(static_cast<double>(backend.mark_ns(end) - backend.mark_ns(begin)) *
-                            1e-6);
+                            1e-6 / calls_a_value);
         }
     }
     return median(times);
@@ -128,13 +132,27 @@ Cost rank_cost(Backend& backend, CpPlan const& plan, DType sums) {
     return total;
 }
 
-/// CP=2 with `sequences` in a micro-batch; as many calls as make the ranks' share of two.
-void compare(Backend& backend, std::int64_t tokens) {
-    fmt::print("{} tokens\n", tokens);
-    std::vector<std::int64_t> lengths{tokens};
+struct MicroBatch {
+    std::int64_t sequences = 1, tokens = 0;
+};
+
+MicroBatch micro_batch_of(std::string const& word) {
+    std::size_t const x = word.find('x');
+    MicroBatch const result{std::atoll(word.c_str()),
+                            x == std::string::npos ? 0 : std::atoll(word.c_str() + x + 1)};
+    require(result.sequences > 0 && result.tokens > 1, ExitCode::usage,
+            "bench_attention: '{}' is not SEQUENCESxTOKENS, such as 4x512", word);
+    return result;
+}
+
+/// CP=2 with as many sequences in a micro-batch as CP=1 and with twice as many, which is as many
+/// rows a rank; as many calls as make the ranks' share of CP=1's.
+void compare(Backend& backend, MicroBatch const& batch) {
+    fmt::print("{} x {} tokens\n", batch.sequences, batch.tokens);
+    std::vector<std::int64_t> lengths(static_cast<std::size_t>(batch.sequences), batch.tokens);
     Cost const whole = rank_cost(backend, make_cp_plan(lengths, {}, 0), DType::bf16);
-    for (int const sequences : {1, 2}) {
-        lengths.assign(static_cast<std::size_t>(sequences), tokens);
+    for (std::int64_t const times : {1, 2}) {
+        lengths.assign(static_cast<std::size_t>(times * batch.sequences), batch.tokens);
         for (CpMethod const method : {CpMethod::p2p, CpMethod::all_gather}) {
             Cost worst;
             for (int rank = 0; rank < 2; ++rank) {
@@ -144,9 +162,9 @@ void compare(Backend& backend, std::int64_t tokens) {
                 worst = {std::max(worst.forward, own.forward),
                          std::max(worst.backward, own.backward)};
             }
-            double const share = 2.0 / sequences;
+            double const share = 2.0 / static_cast<double>(times);
             fmt::print("  => {}, {} packed: forward x{:.3f}, backward x{:.3f}\n", name_of(method),
-                       sequences, share * worst.forward / whole.forward,
+                       times * batch.sequences, share * worst.forward / whole.forward,
                        share * worst.backward / whole.backward);
         }
     }
@@ -156,16 +174,15 @@ void compare(Backend& backend, std::int64_t tokens) {
 
 int main(int argc, char** argv) {
     try {
-        std::vector<std::int64_t> tokens{2048, 8192, 16384, 32768, 65536};
-        if (argc > 1) {
-            tokens.clear();
-            std::transform(argv + 1, argv + argc, std::back_inserter(tokens),
-                           [](char const* word) { return std::atoll(word); });
+        std::vector<MicroBatch> batches;
+        std::transform(argv + 1, argv + argc, std::back_inserter(batches), micro_batch_of);
+        if (batches.empty()) {
+            batches = {{2, 1024}, {1, 2048}, {1, 8192}, {1, 16384}, {1, 32768}, {1, 65536}};
         }
         auto const backend = make_cuda_backend({});
         fmt::print("{}\n", backend->description());
-        for (std::int64_t const n : tokens) {
-            compare(*backend, n);
+        for (MicroBatch const& batch : batches) {
+            compare(*backend, batch);
         }
     } catch (Error const& error) {
         fmt::print(stderr, "bench_attention: {}\n", error.what());

@@ -176,17 +176,16 @@ section_speed() {
     table speed "$model/config.json"
 }
 
-# On, off, off, on: a card that warms up or slows down does so for both.
+# Traced and not traced steps of one run, in turn within each block.
 section_trace() {
-    local turn
+    local cp=(--variant "cp1-off:context-parallel-size=1,trace-detail=off")
+    [ "$ranks" -eq 1 ] || cp+=(--variant "cp$ranks:context-parallel-size=$ranks" \
+        --variant "cp$ranks-off:context-parallel-size=$ranks,trace-detail=off")
     device_options "$ranks" bf16 ipc
-    for turn in passes-1 off-1 off-2 passes-2; do
-        launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather \
-            --cp-loss-comm scalar --warmup-steps 3 --blocks 8 \
-            --trace-detail "${turn%-*}" --quiet --output "$tmp/run" "${device[@]}"
-        run "$turn" "${launched[@]}"
-        keep "$turn" "$tmp/run"
-    done
+    launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather --cp-loss-comm scalar \
+        --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks 24 --quiet --output "$tmp/run" "${device[@]}"
+    run trace "${launched[@]}"
+    keep trace "$tmp/run"
     table trace
 }
 

@@ -3,8 +3,8 @@
 usage: gpu_table.py sizes FOLDER
        gpu_table.py trace FOLDER
        gpu_table.py speed FOLDER CONFIG_JSON
-FOLDER holds summary.json files as NAME.json, for speed as SAMPLESxTOKENS.json, and torch.json; for trace as
-passes-N.json and off-N.json.
+FOLDER holds summary.json files as NAME.json, for speed as SAMPLESxTOKENS.json, and torch.json; those of trace have
+variants NAME and NAME-off.
 Exit 1 if a goal is missed: a verdict that is not "pass", a memory plan more than 10 % off the peak, a time or a peak
 not below PyTorch's, a trace that costs 1 % of a step.
 """
@@ -60,22 +60,19 @@ def sizes(runs):
 
 
 def trace(runs):
-    """The fastest of the medians of each side: what else slows a step is not the trace's."""
+    """NAME-off against NAME, whose steps stand in the same blocks of one run."""
     missed = []
-    print(f"{'variant':<22} {'traced ms':>22} {'not traced ms':>22} {'cost':>8}")
-    names = [variant["name"] for variant in next(iter(runs.values()))["variants"]]
-    for i, name in enumerate(names):
-        times = {side: [1e3 * run["variants"][i]["timing"]["median_s"] for turn, run in runs.items()
-                        if turn.startswith(side) and "timing" in run["variants"][i]] for side in ("passes", "off")}
-        if not all(len(medians) == 2 for medians in times.values()):
-            missed.append(f"{name}: not timed")
-            continue
-        cost = min(times["passes"]) / min(times["off"]) - 1
-        cells = ["{:.2f}, {:.2f}".format(*times[side]) for side in ("passes", "off")]
-        print(f"{name:<22} {cells[0]:>22} {cells[1]:>22} {100 * cost:6.2f} %")
+    variants = {variant["name"]: variant for run in runs.values() for variant in run["variants"] if "timing" in variant}
+    print(f"{'variant':<12} {'traced ms':>10} {'not traced ms':>14} {'deviations':>14} {'cost':>8}")
+    pairs = [(name, variants[name + "-off"]) for name in variants if name + "-off" in variants]
+    for name, plain in pairs:
+        on, off = variants[name]["timing"], plain["timing"]
+        cost = on["median_s"] / off["median_s"] - 1
+        deviations = "{:.2f}, {:.2f}".format(1e3 * on["mad_s"], 1e3 * off["mad_s"])
+        print(f"{name:<12} {1e3 * on['median_s']:10.2f} {1e3 * off['median_s']:14.2f} {deviations:>14} {100 * cost:6.2f} %")
         if not cost < 0.01:
             missed.append(f"{name}: tracing costs {100 * cost:.2f} % of a step")
-    return missed
+    return missed or ([] if pairs else ["nothing was timed"])
 
 
 class Floor:

@@ -82,9 +82,8 @@ void Comm::collective(std::string_view label, std::string_view op, std::int64_t 
                       Work const& work) {
     require_same_op(ledger_, label, op);
     CommRecord record{.label = label, .op = op, .group_size = size_, .bytes = bytes};
-    wire_after_compute();
-    record.posted = time(Queue::wire);
-    record.waited = time(Queue::compute);
+    record.posted = wire_after_compute(timed());
+    record.waited = record.posted;
     work();
     record.done = time(Queue::wire);
     compute_after_wire();
@@ -105,8 +104,7 @@ template <class Begin>
 int Comm::begin(Open open, Begin const& work) {
     require_same_op(ledger_, open.label, open.op);
     if (open.takes_part) {
-        wire_after_compute();
-        open.posted = time(Queue::wire);
+        open.posted = wire_after_compute(timed());
     }
     int const ticket = work();
     if (open.takes_part && queued()) {

@@ -23,7 +23,7 @@ struct CommRecord {
     int group_size = 0;
     int peer = -1;           ///< world rank sent to; -1 if nothing is, and for a collective
     std::int64_t bytes = 0;  ///< as in LedgerEntry
-    Mark posted = 0;         ///< wire queue: may begin, all work queued before has been done
+    Mark posted = 0;         ///< compute queue: what was queued before is done, the call may begin
     Mark done = 0;           ///< wire queue: has ended
     Mark waited = 0;         ///< compute queue: waits for `done` from here on, if it is yet to come
 };
@@ -116,7 +116,8 @@ class Comm {
 
     // Of wires whose calls queue work on a device; the host's have done theirs when they return.
     virtual bool queued() const { return false; }
-    virtual void wire_after_compute() {}
+    /// The call comes after what the compute queue holds; when that is done, or 0 unless `timed`.
+    virtual Mark wire_after_compute(bool timed) { return timed ? now_ns() : 0; }
     virtual void compute_after_wire() {}
     virtual Mark mark(Queue /*queue*/) { return now_ns(); }
 
@@ -130,9 +131,8 @@ class Comm {
         Mark posted = 0;
         Mark done = 0;  // where calls are queued
     };
-    Mark time(Queue queue) {
-        return observer_ != nullptr && observer_->wants_times() ? mark(queue) : 0;
-    }
+    bool timed() const { return observer_ != nullptr && observer_->wants_times(); }
+    Mark time(Queue queue) { return timed() ? mark(queue) : 0; }
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);

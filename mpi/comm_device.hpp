@@ -56,7 +56,7 @@ class DeviceComm : public Comm, protected QueueWatcher {
 
     void do_end_call(int ticket) override;
     bool queued() const override { return true; }
-    void wire_after_compute() override { queues_.wire_after_compute(); }
+    Mark wire_after_compute(bool timed) override;
     void compute_after_wire() override { queues_.compute_after_wire(); }
     Mark mark(Queue queue) override { return backend_.mark(queue); }
 

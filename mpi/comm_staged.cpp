@@ -103,7 +103,10 @@ class StagedComm final : public Comm {
     }
 
     /// A call may begin when its buffers are ready: waiting for them is not communication.
-    void wire_after_compute() override { backend_.synchronize(); }
+    Mark wire_after_compute(bool timed) override {
+        backend_.synchronize();
+        return timed ? now_ns() : 0;
+    }
 
     /// Calls the host wire; one that throws leaves MPI with our memory.
     template <class Call>

@@ -205,6 +205,15 @@ def test_steps_without_a_trace_are_timed_and_say_nothing_of_what_was_in_them(pro
     expect("nan" not in result.out, result.out)
 
 
+def test_a_variant_without_a_trace_stands_beside_its_traced_twin(program):
+    output = program.path()
+    variants = ("--variant", "traced", "--variant", "plain:trace-detail=off")
+    expect_code(program.run(*smoke(output, "--blocks", "2", *variants)), 0)
+    timing = {v["name"]: v["timing"] for v in summary_of(output)["variants"]}
+    expect(timing["traced"]["exposed_comm_s"] is not None and timing["cp1"]["rank0_phases_s"] != {}, timing)
+    expect(timing["plain"]["exposed_comm_s"] is None and timing["plain"]["rank0_phases_s"] == {}, timing["plain"])
+
+
 # The command line -----------------------------------------------------------------------------------------------------
 
 def test_the_trainers_launch_line_runs_and_is_found_vacuous(program):

@@ -196,7 +196,7 @@ BOOST_AUTO_TEST_CASE(keys_of_a_variant_are_checked) {
     expect(error("cp-size=2"), "unknown key 'cp-size'");
     expect(error("zzzzzzzzzzzz=2"),
            "unknown key 'zzzzzzzzzzzz'; keys are: context-parallel-size, cp-comm-type, "
-           "cp-loss-comm, cp-layout, hierarchical-context-parallel-sizes");
+           "cp-loss-comm, cp-layout, hierarchical-context-parallel-sizes, trace-detail");
     expect(error("lr=1"), "unknown key 'lr'; keys are: ");
     expect(error("cp-comm-type"), "--variant: variant a: 'cp-comm-type' is not of the form key=");
     expect(error("cp-comm-type=a2a,cp-comm-type=p2p"), "variant a: cp-comm-type is given twice");

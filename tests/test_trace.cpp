@@ -134,6 +134,18 @@ BOOST_AUTO_TEST_CASE(a_step_of_passes_is_exposed_where_it_waits) {
     BOOST_TEST(trace.last_step().size() == 2U);
 }
 
+BOOST_AUTO_TEST_CASE(calls_of_one_queue_begin_where_the_one_before_ends) {
+    std::vector<Event> events{comm(50, 200), comm(0, 100), comm(60, 220), comm(300, 310)};
+    one_after_another({&events[0], &events[1], &events[2], &events[3]});
+    std::vector<std::pair<std::int64_t, std::int64_t>> const expected{
+        {100, 100}, {0, 100}, {200, 20}, {300, 10}};
+    for (std::size_t i = 0; i < events.size(); ++i) {
+        BOOST_TEST(events[i].t0_ns == expected[i].first);
+        BOOST_TEST(events[i].dur_ns == expected[i].second);
+    }
+    one_after_another({});
+}
+
 BOOST_AUTO_TEST_CASE(a_step_without_a_trace_asks_for_no_times_and_has_its_own) {
     Trace trace;
     BOOST_TEST(!trace.wants_times());

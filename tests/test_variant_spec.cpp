@@ -291,6 +291,18 @@ BOOST_AUTO_TEST_CASE(factors_of_a_named_variant_must_make_its_size_and_have_a_us
            "make a CP size of 4294967296, not 8");
 }
 
+BOOST_AUTO_TEST_CASE(a_named_variant_may_trace_its_timed_steps_otherwise_than_the_run) {
+    Specs const specs =
+        specs_of("--trace-detail layers --variant a:trace-detail=off,cp-comm-type=p2p --variant b",
+                 kTiny, 2);
+    BOOST_TEST_REQUIRE(specs.size() == 3U);
+    BOOST_TEST(!specs[0].trace_detail.has_value());
+    BOOST_TEST((specs[1].trace_detail == TraceDetail::off));
+    BOOST_TEST(!specs[2].trace_detail.has_value());
+    expect(error("--variant a:trace-detail=none", kTiny, 2),
+           "trace-detail: 'none' is not available; choose from: layers, passes, off");
+}
+
 BOOST_AUTO_TEST_CASE(a_description_names_what_differs_between_variants) {
     BOOST_TEST(description({}) == "");
     BOOST_TEST(description({.size = 2}) == " (p2p, zigzag, scalar)");
