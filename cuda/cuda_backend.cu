@@ -118,7 +118,10 @@ class CudaBackend final : public Backend {
     void copy(Tensor dst, Tensor src) override { device::copy(d_, dst, src); }
     void zero(Tensor dst) override { device::zero(d_, dst); }
     void add(Tensor dst, Tensor src) override { device::add(d_, dst, src); }
-    void synchronize() override { parts_.queues.synchronize(); }
+    void synchronize() override {
+        parts_.marks.join_aside();
+        parts_.queues.synchronize();
+    }
 
     Mark mark(Queue queue) override {
         return parts_.marks.mark(queue == Queue::wire ? parts_.queues.wire()
@@ -126,7 +129,11 @@ class CudaBackend final : public Backend {
     }
     std::int64_t mark_ns(Mark mark) const override { return parts_.marks.ns(mark); }
     void begin_marks() override { parts_.marks.begin(); }
-    void wire_after(Mark mark) override { parts_.marks.wait(parts_.queues.wire(), mark); }
+    Mark mark_posted() override { return parts_.marks.mark_aside(); }
+    Mark mark_waited() override {
+        parts_.queues.record_compute();
+        return parts_.marks.mark_aside();
+    }
     void push_range(char const* name) override { (void)nvtxRangePushA(name); }
     void pop_range() override { (void)nvtxRangePop(); }
 

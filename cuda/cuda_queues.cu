@@ -127,8 +127,12 @@ DeviceQueues::DeviceQueues(int ordinal, std::chrono::milliseconds deadline)
       all_reached_(ordering_event()),
       memory_(*this) {}
 
-void DeviceQueues::wire_after_compute() {
+void DeviceQueues::record_compute() {
     CUDA_CHECK(cudaEventRecord(compute_reached_.get(), compute()));
+}
+
+void DeviceQueues::wire_after_compute() {
+    record_compute();
     CUDA_CHECK(cudaStreamWaitEvent(wire(), compute_reached_.get(), 0));
 }
 
@@ -187,7 +191,11 @@ void DeviceQueues::synchronize() {
 }
 
 EventMarks::EventMarks(DeviceQueues& queues)
-    : queues_(queues), base_(timing_event()), candidate_(timing_event()) {
+    : queues_(queues),
+      aside_(make_stream(priorities(queues.ordinal()).greatest)),
+      aside_reached_(ordering_event()),
+      base_(timing_event()),
+      candidate_(timing_event()) {
     begin();
 }
 
@@ -195,6 +203,7 @@ EventMarks::EventMarks(DeviceQueues& queues)
 /// with the closest readings counts.
 void EventMarks::begin() {
     constexpr int tries = 8;
+    join_aside();
     queues_.synchronize();
     used_ = 0;
     std::int64_t closest = std::numeric_limits<std::int64_t>::max();
@@ -220,22 +229,24 @@ Mark EventMarks::mark(cudaStream_t stream) {
     return -static_cast<Mark>(used_);
 }
 
-cudaEvent_t EventMarks::event(Mark mark) const {
-    auto const index = static_cast<std::size_t>(-(mark + 1));
-    require(index < used_, ExitCode::internal, "mark {} is from before begin_marks()", mark);
-    return events_[index].get();
+Mark EventMarks::mark_aside() {
+    CUDA_CHECK(cudaStreamWaitEvent(aside_.get(), queues_.compute_reached(), 0));
+    return mark(aside_.get());
 }
 
-void EventMarks::wait(cudaStream_t stream, Mark mark) {
-    CUDA_CHECK(cudaStreamWaitEvent(stream, event(mark), 0));
+void EventMarks::join_aside() {
+    CUDA_CHECK(cudaEventRecord(aside_reached_.get(), aside_.get()));
+    CUDA_CHECK(cudaStreamWaitEvent(queues_.compute(), aside_reached_.get(), 0));
 }
 
 std::int64_t EventMarks::ns(Mark mark) const {
     if (mark >= 0) {
         return mark;
     }
+    auto const index = static_cast<std::size_t>(-(mark + 1));
+    require(index < used_, ExitCode::internal, "mark {} is from before begin_marks()", mark);
     float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, base_.get(), event(mark)));
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, base_.get(), events_[index].get()));
     return base_ns_ + std::llround(static_cast<double>(milliseconds) * 1e6);
 }
 

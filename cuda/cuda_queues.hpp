@@ -30,6 +30,10 @@ class DeviceQueues final : public CudaQueues {
     void give_up() noexcept override;
     IpcBlock block_of(void const* pointer) const override { return memory_.block_of(pointer); }
 
+    /// The event that wire_after_compute() records on compute, recorded anew.
+    void record_compute();
+    cudaEvent_t compute_reached() const { return compute_reached_.get(); }
+
     DeviceMemory& memory() { return memory_; }
     DeviceMemory const& memory() const { return memory_; }
     /// Waits for both.
@@ -58,14 +62,16 @@ class EventMarks {
     void begin();
     /// -1 - i for event i, so that no mark is taken for a host time.
     Mark mark(cudaStream_t stream);
-    /// `stream` goes on when the device has reached the mark.
-    void wait(cudaStream_t stream, Mark mark);
+    /// Of the moment at which compute reaches DeviceQueues::compute_reached(), by a third stream.
+    Mark mark_aside();
+    /// Compute comes after what is queued aside.
+    void join_aside();
     std::int64_t ns(Mark mark) const;
 
   private:
-    cudaEvent_t event(Mark mark) const;
-
     DeviceQueues& queues_;
+    StreamHandle aside_;
+    EventHandle aside_reached_;
     std::vector<EventHandle> events_;  ///< grows; events are used again after begin()
     std::size_t used_ = 0;
     EventHandle base_, candidate_;

@@ -183,7 +183,7 @@ section_trace() {
         --variant "cp$ranks-off:context-parallel-size=$ranks,trace-detail=off")
     device_options "$ranks" bf16 ipc
     launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather --cp-loss-comm scalar \
-        --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks 24 --quiet --output "$tmp/run" "${device[@]}"
+        --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks 12 --quiet --output "$tmp/run" "${device[@]}"
     run trace "${launched[@]}"
     keep trace "$tmp/run"
     table trace

@@ -82,10 +82,10 @@ void Comm::collective(std::string_view label, std::string_view op, std::int64_t 
                       Work const& work) {
     require_same_op(ledger_, label, op);
     CommRecord record{.label = label, .op = op, .group_size = size_, .bytes = bytes};
-    record.posted = wire_after_compute(timed());
-    record.waited = record.posted;
+    wire_after_compute();
+    record.posted = record.waited = timed() ? mark_posted() : 0;
     work();
-    record.done = time(Queue::wire);
+    record.done = timed() ? mark_done() : 0;
     compute_after_wire();
     count(record);
     tell(record);
@@ -104,11 +104,12 @@ template <class Begin>
 int Comm::begin(Open open, Begin const& work) {
     require_same_op(ledger_, open.label, open.op);
     if (open.takes_part) {
-        open.posted = wire_after_compute(timed());
+        wire_after_compute();
+        open.posted = timed() ? mark_posted() : 0;
     }
     int const ticket = work();
     if (open.takes_part && queued()) {
-        open.done = time(Queue::wire);
+        open.done = timed() ? mark_done() : 0;
     }
     open_.emplace(ticket, std::move(open));
     return ticket;
@@ -183,9 +184,9 @@ void Comm::end_call(int ticket) {
     CommRecord record{.label = open.label, .op = open.op, .group_size = size_, .peer = open.peer};
     record.bytes = open.bytes;
     record.posted = open.posted;
-    record.waited = time(Queue::compute);
+    record.waited = timed() ? mark_waited() : 0;
     do_end_call(ticket);
-    record.done = queued() ? open.done : time(Queue::wire);
+    record.done = queued() ? open.done : (timed() ? mark_done() : 0);
     if (open.counts) {
         count(record);
     }

@@ -116,10 +116,11 @@ class Comm {
 
     // Of wires whose calls queue work on a device; the host's have done theirs when they return.
     virtual bool queued() const { return false; }
-    /// The call comes after what the compute queue holds; when that is done, or 0 unless `timed`.
-    virtual Mark wire_after_compute(bool timed) { return timed ? now_ns() : 0; }
+    virtual void wire_after_compute() {}
     virtual void compute_after_wire() {}
-    virtual Mark mark(Queue /*queue*/) { return now_ns(); }
+    virtual Mark mark_posted() { return now_ns(); }
+    virtual Mark mark_waited() { return now_ns(); }
+    virtual Mark mark_done() { return now_ns(); }
 
     struct Open {
         std::string label;
@@ -132,7 +133,6 @@ class Comm {
         Mark done = 0;  // where calls are queued
     };
     bool timed() const { return observer_ != nullptr && observer_->wants_times(); }
-    Mark time(Queue queue) { return timed() ? mark(queue) : 0; }
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);

@@ -92,17 +92,6 @@ void DeviceComm::forget_finished() {
     }
 }
 
-/// One event orders and marks: each costs a stream about 2 us.
-Mark DeviceComm::wire_after_compute(bool timed) {
-    if (!timed) {
-        queues_.wire_after_compute();
-        return 0;
-    }
-    Mark const reached = backend_.mark(Queue::compute);
-    backend_.wire_after(reached);
-    return reached;
-}
-
 void DeviceComm::do_end_call(int ticket) {
     Call& call = calls_.at(ticket);
     if (call.finished) {

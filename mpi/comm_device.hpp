@@ -56,9 +56,11 @@ class DeviceComm : public Comm, protected QueueWatcher {
 
     void do_end_call(int ticket) override;
     bool queued() const override { return true; }
-    Mark wire_after_compute(bool timed) override;
+    void wire_after_compute() override { queues_.wire_after_compute(); }
     void compute_after_wire() override { queues_.compute_after_wire(); }
-    Mark mark(Queue queue) override { return backend_.mark(queue); }
+    Mark mark_posted() override { return backend_.mark_posted(); }
+    Mark mark_waited() override { return backend_.mark_waited(); }
+    Mark mark_done() override { return backend_.mark(Queue::wire); }
 
     int add(std::string what, bool open);
     void forget_finished();

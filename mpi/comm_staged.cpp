@@ -103,10 +103,7 @@ class StagedComm final : public Comm {
     }
 
     /// A call may begin when its buffers are ready: waiting for them is not communication.
-    Mark wire_after_compute(bool timed) override {
-        backend_.synchronize();
-        return timed ? now_ns() : 0;
-    }
+    void wire_after_compute() override { backend_.synchronize(); }
 
     /// Calls the host wire; one that throws leaves MPI with our memory.
     template <class Call>

@@ -350,6 +350,8 @@ BOOST_AUTO_TEST_CASE(marks_are_in_order_and_on_the_clock_of_the_host) {
             marks.push_back(backend.mark(Queue::compute));
         }
         queues.wire_after_compute();
+        Mark const posted = backend.mark_posted();
+        Mark const waited = backend.mark_waited();
         marks.push_back(backend.mark(Queue::wire));
         backend.synchronize();
         std::int64_t const after = now_ns();
@@ -362,6 +364,9 @@ BOOST_AUTO_TEST_CASE(marks_are_in_order_and_on_the_clock_of_the_host) {
             BOOST_TEST(backend.mark_ns(marks[i]) >= backend.mark_ns(marks[i - 1]));
         }
         BOOST_TEST(backend.mark_ns(marks[20]) - backend.mark_ns(marks[0]) > 20 * 20'000);
+        BOOST_TEST(backend.mark_ns(posted) >= backend.mark_ns(marks[20]));
+        BOOST_TEST(backend.mark_ns(waited) >= backend.mark_ns(posted));
+        BOOST_TEST(backend.mark_ns(waited) <= after + alignment);
         BOOST_TEST(backend.mark_ns(before) == before);
         backend.begin_marks();
         BOOST_CHECK_THROW((void)backend.mark_ns(marks.back()), Error);

@@ -315,7 +315,9 @@ BOOST_AUTO_TEST_CASE(times_of_a_call_are_in_order) {
             // ms.
             constexpr std::int64_t clock_error = 20'000'000;
             BOOST_TEST(time(record.posted) >= before - clock_error);
-            BOOST_TEST(time(record.posted) <= time(record.done));
+            // A device's mark comes late by a hop between streams, during which turns may change.
+            std::int64_t const hop = wire.backend.queues() == nullptr ? 0 : clock_error;
+            BOOST_TEST(time(record.posted) <= time(record.done) + hop);
             BOOST_TEST(time(record.waited) >= before - clock_error);
             BOOST_TEST(time(record.waited) <= after + clock_error);
             BOOST_TEST(time(record.done) <= after + clock_error);
