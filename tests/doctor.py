@@ -12,7 +12,7 @@ from e2e import expect, expect_code, main, snapshot
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 CHECKS = ("GPUs", "driver", "CUDA", "GPU code", "attention", "GPU model", "MIG", "compute mode", "persistence",
-          "other processes", "GPU memory", "Xid", "GPU clocks", "PCIe", "NVLink", "peer access", "NUMA", "network",
+          "other processes", "GPU memory", "Xid", "GPU clocks", "PCIe", "NVLink", "peer access", "NUMA", "network", "NCCL settings",
           "/dev/shm", "locked memory", "open files", "stack", "CPUs", "program", "MPI", "launcher", "NCCL",
           "rank clocks", "output", "wire mpi")
 
@@ -52,6 +52,12 @@ def test_every_check_has_a_row_on_one_two_and_three_ranks(program):
             expect(checks["wire mpi"]["status"] == "SKIP", checks["wire mpi"])
         expect(not output.exists(), "the probe left its folder")
         expect(result.seconds < 30, f"took {result.seconds:.0f} s")  # 10 s with room for a busy machine
+
+
+def test_the_environment_of_nccl_is_told(program):
+    settings = {**NO_GPU, "NCCL_DEBUG": "WARN", "NCCL_P2P_DISABLE": "1"}
+    check = checks_of(doctor(program, "--json", "--output", program.path(), env=settings))["NCCL settings"]
+    expect((check["status"], check["value"]) == ("PASS", "NCCL_DEBUG=WARN NCCL_P2P_DISABLE=1"), check)
 
 
 def test_the_table_says_what_the_json_says(program):

@@ -252,6 +252,33 @@ BOOST_AUTO_TEST_CASE(hosts_without_a_fast_network) {
     });
 }
 
+BOOST_AUTO_TEST_CASE(paths_that_the_environment_switches_off) {
+    auto const with = [](std::vector<std::string> const& settings) {
+        return [=](JobFacts& job) {
+            for (RankFacts& rank : job.ranks) {
+                rank.machine.nccl_settings = settings;
+            }
+        };
+    };
+    expect("NCCL settings", Status::warn, {"NCCL_P2P_DISABLE=1", "unset it"},
+           with({"NCCL_DEBUG=WARN", "NCCL_P2P_DISABLE=1"}));
+    expect("NCCL settings", Status::warn, {"InfiniBand is up", "unset it"},
+           with({"NCCL_IB_DISABLE=1"}));
+    expect("NCCL settings", Status::pass, {"NCCL_P2P_DISABLE=0 NCCL_SOCKET_IFNAME=eth0"},
+           with({"NCCL_P2P_DISABLE=0", "NCCL_SOCKET_IFNAME=eth0"}));
+    expect("NCCL settings", Status::warn, {"NCCL_DEBUG=INFO on rank 3", "-x NAME"},
+           [](JobFacts& job) { job.ranks[3].machine.nccl_settings = {"NCCL_DEBUG=INFO"}; });
+    JobFacts job = good_job();  // a GPU that cannot be read, and ports that are down: rightly off
+    with({"NCCL_IB_DISABLE=1", "NCCL_P2P_DISABLE=1"})(job);
+    for (RankFacts& rank : job.ranks) {
+        rank.machine.ib[0].state = "1: DOWN";
+        for (PeerFacts& peer : rank.peers) {
+            peer.copy.readable = false;
+        }
+    }
+    BOOST_TEST(name_of(row_of(job, "NCCL settings").finding.status) == "PASS");
+}
+
 BOOST_AUTO_TEST_CASE(the_job) {
     expect("program", Status::fail, {"0.2.0 on rank 3"},
            [](JobFacts& job) { job.ranks[3].version = "0.2.0"; });

@@ -37,7 +37,7 @@ namespace doctor {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(IbPort, name, state, rate)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(HostFacts, cpus, numa_nodes, shm_bytes, memlock, open_files,
-                                   stack, ib, peer_memory_module, interfaces, xids)
+                                   stack, ib, peer_memory_module, interfaces, nccl_settings, xids)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, present, why, visible, ordinal, name, pci_bus_id,
                                    capability, memory_bytes, numa_node, backend, nvml, host_link)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PeerFacts, copy, nvml_status, ancestor)

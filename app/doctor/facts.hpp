@@ -34,9 +34,10 @@ struct HostFacts {
     std::int64_t open_files = -1;
     std::int64_t stack = -1;
     std::vector<IbPort> ib = {};
-    bool peer_memory_module = false;           ///< nvidia_peermem: adapters read GPUs directly
-    std::vector<std::string> interfaces = {};  ///< "eth0 (up)"
-    Fact<int> xids = {};                       ///< "NVRM: Xid" lines of the kernel's log
+    bool peer_memory_module = false;              ///< nvidia_peermem: adapters read GPUs directly
+    std::vector<std::string> interfaces = {};     ///< "eth0 (up)"
+    std::vector<std::string> nccl_settings = {};  ///< of the environment: "NCCL_P2P_DISABLE=1"
+    Fact<int> xids = {};                          ///< "NVRM: Xid" lines of the kernel's log
 };
 
 /// The device that a run would give this rank.

@@ -100,6 +100,17 @@ std::vector<std::string> read_interfaces(fs::path const& root) {
     return texts;
 }
 
+std::vector<std::string> read_nccl_settings() {
+    std::vector<std::string> settings;
+    for (char const* const* entry = environ; *entry != nullptr; ++entry) {
+        if (std::string_view(*entry).starts_with("NCCL_")) {
+            settings.emplace_back(*entry);
+        }
+    }
+    std::ranges::sort(settings);
+    return settings;
+}
+
 /// Counts in the kernel's ring buffer without waiting for more.
 Fact<int> count_xids(fs::path const& root) {
     FileDescriptor const log(
@@ -174,6 +185,7 @@ HostFacts read_host_facts(fs::path const& root) {
     facts.ib = read_ports(root);
     facts.peer_memory_module = fs::exists(root / "sys/module/nvidia_peermem");
     facts.interfaces = read_interfaces(root);
+    facts.nccl_settings = read_nccl_settings();
     facts.xids = count_xids(root);
     return facts;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 
 #include "app/doctor/rule_kinds.hpp"
 #include "app/estimate.hpp"
@@ -55,6 +56,54 @@ Finding judge_network(JobFacts const& job) {
                                    ? ", nvidia_peermem"
                                    : ", no nvidia_peermem (dma-buf may do its work)";
     return pass(fmt::format("{} hosts; {}{}", hosts.size(), ports_text(first), direct));
+}
+
+bool sets(RankFacts const& rank, std::string_view setting) {
+    return std::ranges::find(rank.machine.nccl_settings, setting) !=
+           rank.machine.nccl_settings.end();
+}
+
+/// Some pair of GPUs was tried, and all that were read each other's memory.
+bool peers_are_direct(JobFacts const& job) {
+    std::size_t pairs = 0;
+    for (RankFacts const& rank : job.ranks) {
+        pairs += rank.peers.size();
+        for (PeerFacts const& peer : rank.peers) {
+            if (!peer.copy.readable || peer.copy.wrong_bytes.value.value_or(1) > 0) {
+                return false;
+            }
+        }
+    }
+    return pairs > 0;
+}
+
+Finding judge_nccl_settings(JobFacts const& job) {
+    std::vector<std::string> by_rank;
+    std::set<std::string> hosts;
+    for (RankFacts const& rank : job.ranks) {
+        std::vector<std::string> const& settings = rank.machine.nccl_settings;
+        by_rank.push_back(settings.empty() ? "none" : fmt::format("{}", fmt::join(settings, " ")));
+        hosts.insert(rank.host);
+    }
+    std::string listing;
+    std::string const value = common_value(by_rank, listing);
+    if (value.empty()) {
+        return warn(listing, "give all ranks the same (mpirun -x NAME, srun --export)");
+    }
+    RankFacts const& first = job.ranks.front();
+    if (sets(first, "NCCL_P2P_DISABLE=1") && peers_are_direct(job)) {
+        return warn(value,
+                    "GPUs here read each other directly, and NCCL_P2P_DISABLE=1 sends nccl "
+                    "through the host: unset it");
+    }
+    bool const all_have_ports = std::ranges::all_of(
+        job.ranks, [](RankFacts const& rank) { return has_active_port(rank.machine); });
+    if (sets(first, "NCCL_IB_DISABLE=1") && hosts.size() > 1 && all_have_ports) {
+        return warn(value,
+                    "InfiniBand is up on all hosts, and NCCL_IB_DISABLE=1 makes nccl use "
+                    "sockets: unset it");
+    }
+    return pass(value);
 }
 
 Finding judge_shm(RankFacts const& rank) {
@@ -135,6 +184,7 @@ Finding judge_cpus(JobFacts const& job) {
 
 constexpr Rule rules[] = {
     {"network", "InfiniBand between hosts", judge_network},
+    {"NCCL settings", "equal, no path switched off", judge_nccl_settings},
     {"/dev/shm", ">= 1 GiB", over_ranks<judge_shm>},
     {"locked memory", "unlimited with InfiniBand", over_ranks<judge_memlock>},
     {"open files", ">= 65536 from 64 ranks on", judge_open_files},
