@@ -2,7 +2,7 @@
 """HolisticTraceAnalysis reads our export and finds our numbers: compute, exposed communication, overlap.
 
 usage: hta_export.py CPSTEP MPIEXEC SOURCE_DIR [TEST ...]
-Runs where the package is (pip install HolisticTraceAnalysis, into the interpreter of CPSTEP_HTA_PYTHON); skipped elsewhere.
+Runs where the package is (pip install HolisticTraceAnalysis, into the interpreter of HTA_PYTHON); skipped elsewhere.
 """
 import json
 import os
@@ -14,7 +14,7 @@ import h5py
 from e2e import expect, expect_code, main, smoke, smoke_run
 from offline_report import make_run, rank_file, run
 
-PYTHON = os.environ.get("CPSTEP_HTA_PYTHON", sys.executable)
+PYTHON = os.environ.get("HTA_PYTHON", sys.executable)
 ASK = """
 import json, logging, sys
 logging.disable(logging.WARNING)
