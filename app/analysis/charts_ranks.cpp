@@ -58,12 +58,27 @@ struct Cells {
     double& at(std::size_t row, std::size_t column) { return value[row * columns + column]; }
 };
 
+/// Rows of /steps that were timed, or all where none was: the first steps of a run are many times
+/// slower, and no shade would be left for the others.
+std::vector<std::size_t> compared_steps(RunData const& run) {
+    std::vector<StepRecord> const& steps = run.ranks.front().steps;
+    std::vector<std::size_t> all;
+    std::vector<std::size_t> timed;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+        all.push_back(i);
+        if (steps[i].block >= 0) {
+            timed.push_back(i);
+        }
+    }
+    return timed.empty() ? all : timed;
+}
+
 /// Compute of each rank and step beside its variant's median, binned by the largest.
-Cells binned(RunData const& run) {
+Cells binned(RunData const& run, std::vector<std::size_t> const& shown) {
     std::vector<StepRecord> const& steps = run.ranks.front().steps;
     std::map<std::uint32_t, std::vector<double>> of_variant;
     for (RankData const& rank : run.ranks) {
-        for (std::size_t i = 0; i < steps.size(); ++i) {
+        for (std::size_t const i : shown) {
             of_variant[steps[i].variant].push_back(
                 static_cast<double>(rank.steps[i].sums.compute_ns));
         }
@@ -73,16 +88,16 @@ Cells binned(RunData const& run) {
         middle[variant] = median(values);
     }
     Cells cells{
-        std::min(run.ranks.size(), most_rank_bins), std::min(steps.size(), most_step_bins), {}};
+        std::min(run.ranks.size(), most_rank_bins), std::min(shown.size(), most_step_bins), {}};
     cells.value.assign(cells.rows * cells.columns, not_known);
     for (std::size_t r = 0; r < run.ranks.size(); ++r) {
-        for (std::size_t i = 0; i < steps.size(); ++i) {
-            double const base = middle[steps[i].variant];
+        for (std::size_t i = 0; i < shown.size(); ++i) {
+            StepRecord const& step = run.ranks[r].steps[shown[i]];
+            double const base = middle[steps[shown[i]].variant];
             if (base > 0) {
-                double const excess =
-                    static_cast<double>(run.ranks[r].steps[i].sums.compute_ns) / base - 1;
+                double const excess = static_cast<double>(step.sums.compute_ns) / base - 1;
                 double& cell =
-                    cells.at(r * cells.rows / run.ranks.size(), i * cells.columns / steps.size());
+                    cells.at(r * cells.rows / run.ranks.size(), i * cells.columns / shown.size());
                 cell = std::isnan(cell) ? excess : std::max(cell, excess);
             }
         }
@@ -121,7 +136,8 @@ std::string heat_map(RunData const& run) {
     if (run.variants.empty()) {
         return "";
     }
-    Cells cells = binned(run);
+    std::vector<std::size_t> const compared = compared_steps(run);
+    Cells cells = binned(run, compared);
     double least = INFINITY;
     double most = -INFINITY;
     for (double const value : cells.value) {
@@ -156,10 +172,10 @@ std::string heat_map(RunData const& run) {
         svg.boxes(shades[i], fmt::format("heat{}", i));
         double const x = left + 300 + 50 * static_cast<double>(i);
         svg.rect(x, bottom + 28, 50, 12, fmt::format("heat{}", i));
-        svg.text(
-            x, bottom + 54,
-            fmt::format("{:+.1f} %", (low + (high - low) * static_cast<double>(i) / levels) * 100),
-            "num mid");
+        if (i % 2 == 0) {
+            double const value = low + (high - low) * static_cast<double>(i) / levels;
+            svg.text(x, bottom + 54, fmt::format("{:+.1f} %", value * 100), "num mid");
+        }
     }
     svg.text(left + 292, bottom + 38, "compute against the median", "num end");
     std::size_t const shown = std::min<std::size_t>(cells.rows, 16);
@@ -169,9 +185,10 @@ std::string heat_map(RunData const& run) {
         svg.text(left - 8, 6 + (static_cast<double>(r) + 0.5) * cell_height + 4,
                  fmt::format("rank {}", rank), "num end");
     }
-    svg.text(left, bottom + 16, "step 0", "num");
-    svg.text(width - right, bottom + 16,
-             fmt::format("step {}", run.ranks.front().steps.back().step), "num end");
+    std::vector<StepRecord> const& steps = run.ranks.front().steps;
+    svg.text(left, bottom + 16, fmt::format("step {}", steps[compared.front()].step), "num");
+    svg.text(width - right, bottom + 16, fmt::format("step {}", steps[compared.back()].step),
+             "num end");
     return svg.str("Compute time of each rank and step");
 }
 

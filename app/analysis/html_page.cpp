@@ -250,8 +250,8 @@ std::string html_page(Analysis const& analysis) {
     }
     section(
         out, "Ranks and steps",
-        "Compute time beside the median of the variant; a cell shows the slowest of the ranks and "
-        "steps it stands for.",
+        "Compute time of timed steps beside the median of the variant; a cell shows the slowest of "
+        "the ranks and steps it stands for.",
         heat_map(run));
     section(out, "Differences to the baseline",
             "Values of response tokens, by the size of their difference.",
