@@ -32,20 +32,25 @@ std::string ports_text(HostFacts const& machine) {
     return fmt::format("{}", fmt::join(texts, ", "));
 }
 
-Finding judge_network(JobFacts const& job) {
+std::size_t host_count(JobFacts const& job) {
     std::set<std::string> hosts;
     for (RankFacts const& rank : job.ranks) {
         hosts.insert(rank.host);
     }
+    return hosts.size();
+}
+
+Finding judge_network(JobFacts const& job) {
+    std::size_t const hosts = host_count(job);
     HostFacts const& first = job.ranks.front().machine;
-    if (hosts.size() == 1) {
+    if (hosts == 1) {
         return pass(
             fmt::format("one host; {}", first.ib.empty() ? "no InfiniBand" : ports_text(first)));
     }
     for (RankFacts const& rank : job.ranks) {
         if (!has_active_port(rank.machine)) {
             return warn(
-                fmt::format("{} hosts over sockets: {} has {}, {}", hosts.size(), rank.host,
+                fmt::format("{} hosts over sockets: {} has {}, {}", hosts, rank.host,
                             rank.machine.ib.empty() ? "no InfiniBand" : ports_text(rank.machine),
                             fmt::join(rank.machine.interfaces, ", ")),
                 "NCCL_SOCKET_IFNAME and OMPI_MCA_btl_tcp_if_include name the fast "
@@ -55,7 +60,7 @@ Finding judge_network(JobFacts const& job) {
     std::string const direct = first.peer_memory_module
                                    ? ", nvidia_peermem"
                                    : ", no nvidia_peermem (dma-buf may do its work)";
-    return pass(fmt::format("{} hosts; {}{}", hosts.size(), ports_text(first), direct));
+    return pass(fmt::format("{} hosts; {}{}", hosts, ports_text(first), direct));
 }
 
 bool sets(RankFacts const& rank, std::string_view setting) {
@@ -79,11 +84,9 @@ bool peers_are_direct(JobFacts const& job) {
 
 Finding judge_nccl_settings(JobFacts const& job) {
     std::vector<std::string> by_rank;
-    std::set<std::string> hosts;
     for (RankFacts const& rank : job.ranks) {
         std::vector<std::string> const& settings = rank.machine.nccl_settings;
         by_rank.push_back(settings.empty() ? "none" : fmt::format("{}", fmt::join(settings, " ")));
-        hosts.insert(rank.host);
     }
     std::string listing;
     std::string const value = common_value(by_rank, listing);
@@ -98,7 +101,7 @@ Finding judge_nccl_settings(JobFacts const& job) {
     }
     bool const all_have_ports = std::ranges::all_of(
         job.ranks, [](RankFacts const& rank) { return has_active_port(rank.machine); });
-    if (sets(first, "NCCL_IB_DISABLE=1") && hosts.size() > 1 && all_have_ports) {
+    if (sets(first, "NCCL_IB_DISABLE=1") && host_count(job) > 1 && all_have_ports) {
         return warn(value,
                     "InfiniBand is up on all hosts, and NCCL_IB_DISABLE=1 makes nccl use "
                     "sockets: unset it");
