@@ -83,9 +83,9 @@ void Comm::collective(std::string_view label, std::string_view op, std::int64_t 
     require_same_op(ledger_, label, op);
     CommRecord record{.label = label, .op = op, .group_size = size_, .bytes = bytes};
     wire_after_compute();
-    record.posted = record.waited = timed() ? mark_posted() : 0;
+    record.posted = record.waited = time(&Comm::mark_posted);
     work();
-    record.done = timed() ? mark_done() : 0;
+    record.done = time(&Comm::mark_done);
     compute_after_wire();
     count(record);
     tell(record);
@@ -105,11 +105,11 @@ int Comm::begin(Open open, Begin const& work) {
     require_same_op(ledger_, open.label, open.op);
     if (open.takes_part) {
         wire_after_compute();
-        open.posted = timed() ? mark_posted() : 0;
+        open.posted = time(&Comm::mark_posted);
     }
     int const ticket = work();
     if (open.takes_part && queued()) {
-        open.done = timed() ? mark_done() : 0;
+        open.done = time(&Comm::mark_done);
     }
     open_.emplace(ticket, std::move(open));
     return ticket;
@@ -184,9 +184,9 @@ void Comm::end_call(int ticket) {
     CommRecord record{.label = open.label, .op = open.op, .group_size = size_, .peer = open.peer};
     record.bytes = open.bytes;
     record.posted = open.posted;
-    record.waited = timed() ? mark_waited() : 0;
+    record.waited = time(&Comm::mark_waited);
     do_end_call(ticket);
-    record.done = queued() ? open.done : (timed() ? mark_done() : 0);
+    record.done = queued() ? open.done : time(&Comm::mark_done);
     if (open.counts) {
         count(record);
     }

@@ -132,7 +132,10 @@ class Comm {
         Mark posted = 0;
         Mark done = 0;  // where calls are queued
     };
-    bool timed() const { return observer_ != nullptr && observer_->wants_times(); }
+    /// A mark, or 0 where no observer wants times.
+    Mark time(Mark (Comm::*mark)()) {
+        return observer_ != nullptr && observer_->wants_times() ? (this->*mark)() : 0;
+    }
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);
