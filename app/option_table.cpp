@@ -67,9 +67,8 @@ std::vector<OptionSpec> model_options() {
         text("hf-checkpoint", "DIR",
              "Hugging Face folder: config.json, tokenizer, weights; required",
              &Options::hf_checkpoint),
-        text("ref-load", "DIR", "reference policy; default: the initial weights",
-             &Options::ref_load),
-        choice("init", "weights of the folder, or seeded", {"checkpoint", "random"},
+        text("ref-load", "DIR", "reference; else initial weights", &Options::ref_load),
+        choice("init", "weights", {"checkpoint", "random"},
                [](Options& o, std::size_t i) { o.init_random = i == 1; }),
         integer("seed", "of every random draw", kNotNegative, &Options::seed),
         flag("allow-nonfinite", "accept NaN and Inf weights", &Options::allow_nonfinite),
@@ -202,7 +201,7 @@ std::vector<OptionSpec> processor_options() {
                                  : i == 1 ? std::optional(Precision::bf16)
                                           : std::optional(Precision::fp32);
                }),
-        choice("attention-backend", "", {"auto", "cudnn", "reference"},
+        choice("attention-backend", "", {"auto", "cudnn", "mma", "reference"},
                [](Options& o, std::size_t i) {
                    o.attention_backend = static_cast<AttentionBackend>(i);
                }),

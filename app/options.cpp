@@ -101,10 +101,12 @@ void check_processor_settings(Options const& options) {
     if (options.device == DeviceKind::cpu) {
         require_host_settings(options, fmt::format("{} cpu", named(options, "device")));
     }
-    require(options.attention_backend != AttentionBackend::cudnn ||
+    require(options.attention_backend == AttentionBackend::automatic ||
+                options.attention_backend == AttentionBackend::reference ||
                 options.precision != Precision::fp32,
-            ExitCode::usage, "{} cudnn computes in bf16 only: leave it out or leave out {} fp32",
-            named(options, "attention-backend"), named(options, "precision"));
+            ExitCode::usage, "{} {} computes in bf16 only: leave it out or leave out {} fp32",
+            named(options, "attention-backend"), options.resolved.at("attention-backend").value,
+            named(options, "precision"));
 }
 
 void list_not_applicable(Options& options) {

@@ -213,6 +213,49 @@ Candidate choose_cudnn(Device const& device, DeviceAttention& judge) {
 
 #endif
 
+/// Each call by what suits its size.
+class AutomaticAttention final : public DeviceAttention {
+  public:
+    /// `cudnn` may be null.
+    AutomaticAttention(std::unique_ptr<DeviceAttention> reference,
+                       std::unique_ptr<DeviceAttention> mma, std::unique_ptr<DeviceAttention> cudnn)
+        : reference_(std::move(reference)), mma_(std::move(mma)), cudnn_(std::move(cudnn)) {}
+
+    std::string name() const override {
+        return cudnn_ ? cudnn_->name() + " + " + mma_->name() : mma_->name();
+    }
+    void forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, HeadShape shape,
+                 std::span<Segment const> segments, Accumulate mode) override {
+        by_size(segments, shape).forward(o, lse, q, k, v, shape, segments, mode);
+    }
+    void backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor k, Tensor v, Tensor o,
+                  Tensor d_o, Tensor lse, HeadShape shape, std::span<Segment const> segments,
+                  Accumulate mode) override {
+        by_size(segments, shape).backward(dq, dk, dv, q, k, v, o, d_o, lse, shape, segments, mode);
+    }
+    std::size_t scratch_bytes(HeadShape shape, std::int64_t q_rows,
+                              std::int64_t kv_rows) const override {
+        return (cudnn_ ? *cudnn_ : *mma_).scratch_bytes(shape, q_rows, kv_rows);
+    }
+
+  private:
+    /// Below, some 240 tokens of Qwen2.5-0.5B, speed is not at stake, and with fp32 arithmetic a
+    /// cut of the keys changes far less than the rounding of results.
+    static constexpr double mma_flop = 1e8;
+    /// From here on cuDNN is faster (jobs/bench_attention.cpp, H100): one sequence of some 2048.
+    static constexpr double cudnn_flop = 1e10;
+
+    DeviceAttention& by_size(std::span<Segment const> segments, HeadShape shape) {
+        double const flop = forward_flop(pieces_of(segments).pieces, shape);
+        if (flop < mma_flop) {
+            return *reference_;
+        }
+        return cudnn_ && flop >= cudnn_flop ? *cudnn_ : *mma_;
+    }
+
+    std::unique_ptr<DeviceAttention> reference_, mma_, cudnn_;
+};
+
 }  // namespace
 
 std::unique_ptr<DeviceAttention> make_device_attention(Device const& device,
@@ -224,21 +267,28 @@ std::unique_ptr<DeviceAttention> make_device_attention(Device const& device,
         return reference;
     }
     if (dtype != DType::bf16) {
-        reason = "cuDNN attention computes in bf16 only";
-    } else {
-#ifdef CPSTEP_CUDNN
-        Candidate chosen = choose_cudnn(device, *reference);
-        reason = chosen.reason;
-        if (chosen.attention != nullptr) {
-            return std::move(chosen.attention);
-        }
-#else
-        reason = "this build has no cuDNN";
-#endif
+        reason = "cuDNN and mma attention compute in bf16 only";
+        require(wanted == AttentionBackend::automatic, ExitCode::environment,
+                "--attention-backend: {}", reason);
+        return reference;
     }
-    require(wanted == AttentionBackend::automatic, ExitCode::environment,
-            "--attention-backend cudnn: {}", reason);
-    return reference;
+    if (wanted == AttentionBackend::mma) {
+        return make_mma_attention(device);
+    }
+    std::unique_ptr<DeviceAttention> cudnn;
+#ifdef CPSTEP_CUDNN
+    Candidate chosen = choose_cudnn(device, *reference);
+    reason = chosen.reason;
+    cudnn = std::move(chosen.attention);
+#else
+    reason = "this build has no cuDNN";
+#endif
+    if (wanted == AttentionBackend::cudnn) {
+        require(cudnn != nullptr, ExitCode::environment, "--attention-backend cudnn: {}", reason);
+        return cudnn;
+    }
+    return std::make_unique<AutomaticAttention>(std::move(reference), make_mma_attention(device),
+                                                std::move(cudnn));
 }
 
 }  // namespace cpstep

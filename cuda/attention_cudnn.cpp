@@ -3,7 +3,7 @@
 //
 // Which path a piece takes:
 // - fewer than 64 queries or keys, heads of neither 64 nor 128 values, or rows that do not suit
-//   (rows_suit): the reference kernels. cuDNN has wrong gradients for some tiny shapes
+//   (rows_suit): mma, our own kernels. cuDNN has wrong gradients for some tiny shapes
 //   (cudnn-frontend issues 160 and 1072) and rounds what each piece gives to bf16: with tiny pieces
 //   packed too, a golden gradient of a k bias was 1.6 times as far from fp32 as CP=1's.
 // - at least 4096 queries: one sequence, exact lengths, up to a fifth faster than packed ones
@@ -78,7 +78,7 @@ RowRange rows_of(Piece const& piece, std::size_t operand) {
 struct Work {
     std::vector<std::vector<Piece>> groups;  // for cuDNN, each one call of it
     std::vector<Piece> large;                // the same pieces
-    std::vector<Segment> small;              // for the reference kernels
+    std::vector<Segment> small;              // for mma
     std::vector<RowRange> unseeing;
     std::vector<Piece> all;
 };
@@ -203,7 +203,7 @@ GraphMemory CudnnAttention::memory_of(std::vector<Piece> const& group, Operands 
             words.push_back(static_cast<std::int32_t>((keys ? piece.keys : piece.queries).count));
         }
     }
-    std::int32_t* const table = device::put_words(device_, words, "attention sequences");
+    std::int32_t* const table = device_.tables->put(words);
     GraphMemory memory;
     for (std::size_t i = 0; i < used; ++i) {
         memory.data[i] = tensors[i].data;
@@ -277,7 +277,7 @@ void CudnnAttention::forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v,
             }
         }
     }
-    device::reference_attention(device_, call, work.small, mode);
+    device::mma_attention(device_, call, work.small, mode);
     device::put_no_keys(device_, o, lse, work.unseeing, mode);
 }
 
@@ -346,7 +346,7 @@ void CudnnAttention::backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor 
         Operands tensors{q, k, v, o, stats, d_o, {}, {}, {}};
         backward_groups(work, tensors, call, to, mode, keys);
     }
-    device::reference_attention(device_, to, work.small, mode, keys);
+    device::mma_attention(device_, to, work.small, mode, keys);
     if (sums_apart) {
         device::copy(device_, dk, to.dk);
         device::copy(device_, dv, to.dv);
@@ -368,7 +368,7 @@ std::size_t CudnnAttention::scratch_bytes(HeadShape shape, std::int64_t q_rows,
     std::int64_t const partial =
         2 * q_rows * width + 2 * 2 * kv_rows * shape.kv_heads * shape.head_dim;
     return static_cast<std::size_t>(workspace + lse + partial) +
-           device::reference_scratch_bytes(shape, q_rows, kv_rows);
+           device::own_scratch_bytes(shape, q_rows, kv_rows);
 }
 
 std::unique_ptr<DeviceAttention> make_cudnn_attention(Device const& device, Packing packing) {

@@ -1,12 +1,12 @@
-// What the attention backends of a device share: kernels of attention_reference.cu and
-// attention_merge.cu, and the makers of both backends.
+// What the attention backends of a device share: our kernels, what is done to rows between those of
+// cuDNN, and the makers of all backends.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
-#include <string_view>
 
 #include "cuda/attention_segments.hpp"
 #include "cuda/device_ops.hpp"
@@ -15,18 +15,41 @@ namespace cpstep {
 
 namespace device {
 
-// attention_reference.cu: fp32 arithmetic on f32 or bf16 inputs, no S x K matrix, no atomics: the
-// same bits on each run. head_dim is a multiple of 8, at most 256.
+// attention_reference*.cu: fp32 arithmetic on f32 or bf16 inputs. attention_mma*.cu: bf16
+// products on tensor cores; what does not suit goes to the reference. Both: no S x K matrix, no
+// atomics, so that each run gives the same bits. head_dim is a multiple of 8, at most 256.
 
 /// As Backend::attention_forward.
 void reference_attention(Device const& d, AttentionForward const& call,
                          std::span<Segment const> segments, Accumulate mode);
+void mma_attention(Device const& d, AttentionForward const& call, std::span<Segment const> segments,
+                   Accumulate mode);
 /// Overwrite: rows of dq (by `queries`) and of dk and dv (by `keys`) that a segment covers are
 /// replaced, others left alone; merge: added to.
 void reference_attention(Device const& d, AttentionBackward const& call,
                          std::span<Segment const> segments, Accumulate queries, Accumulate keys);
-/// Scratch bytes of both for at most these rows.
-std::size_t reference_scratch_bytes(HeadShape shape, std::int64_t q_rows, std::int64_t kv_rows);
+void mma_attention(Device const& d, AttentionBackward const& call,
+                   std::span<Segment const> segments, Accumulate queries, Accumulate keys);
+/// Heads of a multiple of 8 values up to 128, bf16 rows of aligned 16-byte chunks.
+bool mma_suits(HeadShape shape, std::initializer_list<Tensor> inputs);
+/// Scratch bytes of all four for at most these rows.
+std::size_t own_scratch_bytes(HeadShape shape, std::int64_t q_rows, std::int64_t kv_rows);
+
+/// Tables and buffers of a backward call of our kernels, in device memory.
+struct BackwardWork {
+    std::size_t query_tiles = 0, key_tiles = 0;
+    Tile const* queries = nullptr;  ///< tiles of 64 queries
+    KeyTile const* keys = nullptr;  ///< tiles of 64 keys
+    Tile const* parts = nullptr;
+    Matrix<float> delta;            ///< (S, H): do_i . o_i
+    Tensor dk_by_head, dv_by_head;  ///< (64 rows a key tile, H*D) f32
+};
+/// Makes them and queues what computes delta.
+BackwardWork begin_backward(Device const& d, AttentionBackward const& call,
+                            std::span<Segment const> segments);
+/// dk and dv of keys that a segment names: the sums over the query heads of each group.
+void sum_heads(Device const& d, AttentionBackward const& call, BackwardWork const& work,
+               Accumulate mode);
 
 // attention_merge.cu: each works on the rows `ranges` name.
 
@@ -45,14 +68,10 @@ void zero_rows(Device const& d, Tensor dst, std::span<RowRange const> ranges);
 /// dst (cols, rows) = src (rows, cols) transposed, f32.
 void transpose(Device const& d, Tensor dst, Tensor src);
 
-/// Words at a named scratch block, there once the stream comes to what is queued next. By
-/// launches that carry them as arguments: a copy from host memory may wait for the device.
-std::int32_t* put_words(Device const& d, std::span<std::int32_t const> words,
-                        std::string_view name);
-
 }  // namespace device
 
 std::unique_ptr<DeviceAttention> make_reference_attention(Device const& device);
+std::unique_ptr<DeviceAttention> make_mma_attention(Device const& device);
 
 #ifdef CPSTEP_CUDNN
 /// Whether a cuDNN call may take several packed sequences.

@@ -1,8 +1,7 @@
 // What the attention backends do to rows between their own kernels: merging a partial softmax,
-// putting or adding partial gradients, rows without keys, tables.
+// putting or adding partial gradients, rows without keys.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "cuda/attention_device.hpp"
 #include "cuda/kernel.cuh"
@@ -148,18 +147,6 @@ __global__ void __launch_bounds__(pack_threads)
     }
 }
 
-/// Words that fit the arguments of one launch (4 KiB on every toolkit).
-struct WordBlock {
-    static constexpr int capacity = 960;
-    std::int32_t word[capacity];
-};
-__global__ void put_words_kernel(std::int32_t* dst, __grid_constant__ WordBlock const block,
-                                 int const count) {
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-        dst[i] = block.word[i];
-    }
-}
-
 }  // namespace
 
 void merge_softmax(Device const& d, Tensor o, Tensor lse, Tensor part_o, Tensor part_lse,
@@ -233,21 +220,6 @@ void transpose(Device const& d, Tensor dst, Tensor src) {
     auto const blocks = static_cast<unsigned>(ceil_div(dst.elements(), pack_threads));
     transpose_kernel<<<blocks, pack_threads, 0, d.stream>>>(dst.as<float>(), src.as<float>());
     CUDA_CHECK(cudaGetLastError());
-}
-
-std::int32_t* put_words(Device const& d, std::span<std::int32_t const> words,
-                        std::string_view name) {
-    auto* const dst = static_cast<std::int32_t*>(d.scratch->at_least(words.size_bytes() + 1, name));
-    for (std::size_t first = 0; first < words.size(); first += WordBlock::capacity) {
-        auto const some =
-            words.subspan(first, std::min<std::size_t>(WordBlock::capacity, words.size() - first));
-        WordBlock block;
-        std::memcpy(block.word, some.data(), some.size_bytes());
-        put_words_kernel<<<1, pack_threads, 0, d.stream>>>(dst + first, block,
-                                                           static_cast<int>(some.size()));
-        CUDA_CHECK(cudaGetLastError());
-    }
-    return dst;
 }
 
 }  // namespace cpstep::device

@@ -157,7 +157,7 @@ void reference_attention(Device const& d, AttentionForward const& call,
     }
     std::vector<std::int32_t> words;
     append(words, work);
-    auto const* const table = reinterpret_cast<Tile const*>(put_words(d, words, work_list));
+    auto const* const table = reinterpret_cast<Tile const*>(d.tables->put(words));
     with_type(call.q.dtype, [&](auto type) {
         using T = decltype(type);
         ForwardArguments<T> const arguments{shape,
@@ -172,69 +172,11 @@ void reference_attention(Device const& d, AttentionForward const& call,
         with_width(shape.head_dim, [&](auto width) {
             constexpr int D = width.value;
             launch(d, forward_kernel<D, T>, work.size() * static_cast<std::size_t>(shape.heads),
-                   2 * tile_floats<D> + score_floats, arguments);
+                   threads, (2 * tile_floats<D> + score_floats) * sizeof(float), arguments);
         });
     });
 }
 
-std::size_t reference_scratch_bytes(HeadShape shape, std::int64_t q_rows, std::int64_t kv_rows) {
-    // Tables: tiles of full length, one part each. dk and dv of every query head.
-    std::int64_t const key_tiles = ceil_div(kv_rows, tile_rows);
-    std::int64_t const words = ceil_div(q_rows, tile_rows) * 5 + key_tiles * 8;
-    std::int64_t const by_head = 2 * key_tiles * tile_rows * shape.heads * shape.head_dim;
-    return static_cast<std::size_t>(4 * (q_rows * shape.heads + words + by_head));
-}
-
 }  // namespace device
-
-namespace {
-
-class ReferenceAttention final : public DeviceAttention {
-  public:
-    explicit ReferenceAttention(Device const& device) : device_(device) {}
-
-    std::string name() const override { return "reference"; }
-
-    void forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, HeadShape shape,
-                 std::span<Segment const> segments, Accumulate mode) override {
-        AttentionForward const call{o, lse, q, k, v, shape};
-        check_attention(call, segments, mode);
-        device::reference_attention(device_, call, segments, mode);
-    }
-
-    void backward(Tensor dq, Tensor dk, Tensor dv, Tensor q, Tensor k, Tensor v, Tensor o,
-                  Tensor d_o, Tensor lse, HeadShape shape, std::span<Segment const> segments,
-                  Accumulate mode) override {
-        AttentionBackward const call{dq, dk, dv, q, k, v, o, d_o, lse, shape};
-        check_attention(call, segments, mode);
-        std::vector<RowRange> queries;
-        std::vector<RowRange> keys;
-        for (Segment const& s : segments) {
-            queries.push_back({s.q_row, s.q_rows});
-            keys.push_back({s.kv_row, s.kv_rows});
-        }
-        if (mode == Accumulate::overwrite) {
-            device::zero_rows(device_, dq, rows_outside(std::move(queries), q.rows));
-        }
-        std::vector<RowRange> const unseen = rows_outside(std::move(keys), k.rows);
-        device::zero_rows(device_, dk, unseen);
-        device::zero_rows(device_, dv, unseen);
-        device::reference_attention(device_, call, segments, mode, Accumulate::overwrite);
-    }
-
-    std::size_t scratch_bytes(HeadShape shape, std::int64_t q_rows,
-                              std::int64_t kv_rows) const override {
-        return device::reference_scratch_bytes(shape, q_rows, kv_rows);
-    }
-
-  private:
-    Device device_;
-};
-
-}  // namespace
-
-std::unique_ptr<DeviceAttention> make_reference_attention(Device const& device) {
-    return std::make_unique<ReferenceAttention>(device);
-}
 
 }  // namespace cpstep

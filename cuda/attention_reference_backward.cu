@@ -1,9 +1,7 @@
-// Backward of the reference attention: delta, dq by tiles of queries, dk and dv of each query head
-// by tiles of keys, then summed over the query heads of a group in their order: no atomics.
-#include <algorithm>
+// Backward of the reference attention: dq by tiles of queries, dk and dv of each query head by
+// tiles of keys.
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "cuda/attention_device.hpp"
 #include "cuda/attention_tiles.cuh"
@@ -17,40 +15,13 @@ using namespace tiles;
 template <class T>
 struct BackwardArguments {
     Heads shape;
-    HeadView<T> q, k, v, o, d_o;
+    HeadView<T> q, k, v, d_o;
     Matrix<float> lse;
-    Matrix<float> delta;  // (S, H) do_i . o_i
-    Tile const* work;     // tiles of queries
-    KeyTile const* key_tiles;
-    Tile const* parts;
-    Output dq, dk, dv;
-    Output dk_by_head, dv_by_head;  // (64 rows a key tile, H*D) f32
+    BackwardWork work;
+    Output dq, dk_by_head, dv_by_head;
     int key_rows;
-    bool add_queries, add_keys;
+    bool add_queries;
 };
-
-/// delta of one head of the queries of one tile. A warp a row.
-template <class T>
-__global__ void __launch_bounds__(threads) delta_kernel(BackwardArguments<T> const a) {
-    int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
-    Tile const t = a.work[blockIdx.x / static_cast<unsigned>(a.shape.heads)];
-    auto const o = a.o.at(head, a.shape.head_dim);
-    auto const d_o = a.d_o.at(head, a.shape.head_dim);
-    int const lane = static_cast<int>(threadIdx.x) % warp_lanes;
-    for (int i = static_cast<int>(threadIdx.x) / warp_lanes; i < t.q_rows;
-         i += threads / warp_lanes) {
-        std::int64_t const row = std::int64_t{t.q_row} + i;
-        float sum = 0.0F;
-        for (int c = lane; c < a.shape.head_dim; c += warp_lanes) {
-            sum = fmaf(to_float(o.data[row * o.stride + c]),
-                       to_float(d_o.data[row * d_o.stride + c]), sum);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            row_of(a.delta, row)[head] = sum;
-        }
-    }
-}
 
 /// dq of one head of the queries of one tile: ds_ij = p_ij (do_i . v_j - delta_i), dq_i = scale
 /// sum_j ds_ij k_j.
@@ -64,7 +35,7 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
     float* const ds = kv + tile_floats<D>;
     auto const [ty, tx] = place();
     int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
-    Tile const t = a.work[blockIdx.x / static_cast<unsigned>(a.shape.heads)];
+    Tile const t = a.work.queries[blockIdx.x / static_cast<unsigned>(a.shape.heads)];
     int const head_dim = a.shape.head_dim;
     auto const keys = a.k.at(a.shape.kv_head_of(head), head_dim);
     auto const values = a.v.at(a.shape.kv_head_of(head), head_dim);
@@ -78,7 +49,7 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
         std::int64_t const row = std::int64_t{t.q_row} + ty + side * i;
         bool const inside = ty + side * i < t.q_rows;
         lse[i] = inside ? row_of(a.lse, row)[head] : 0.0F;
-        delta[i] = inside ? row_of(a.delta, row)[head] : 0.0F;
+        delta[i] = inside ? row_of(a.work.delta, row)[head] : 0.0F;
     }
     RowSums<D> dq;
     for (int key = 0; key < t.kv_rows; key += tile_rows) {
@@ -145,7 +116,7 @@ __device__ __forceinline__ void add_queries(BackwardArguments<T> const& a, KeyTi
     if (threadIdx.x < tile_rows) {
         int const i = static_cast<int>(threadIdx.x);
         room.lse[i] = i < count ? row_of(a.lse, row + i)[head] : 0.0F;
-        room.delta[i] = i < count ? row_of(a.delta, row + i)[head] : 0.0F;
+        room.delta[i] = i < count ? row_of(a.work.delta, row + i)[head] : 0.0F;
     }
     __syncthreads();
     float p[each][each];
@@ -194,7 +165,7 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
     auto const [ty, tx] = place();
     int const head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.heads));
     int const index = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.shape.heads));
-    KeyTile const tile = a.key_tiles[index];
+    KeyTile const tile = a.work.keys[index];
     int const kv_head = a.shape.kv_head_of(head);
     int const head_dim = a.shape.head_dim;
     int const count = min(tile_rows, a.key_rows - tile.row);
@@ -203,7 +174,7 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
     RowSums<D> dk;
     RowSums<D> dv;
     for (int n = 0; n < tile.parts; ++n) {
-        Tile const t = a.parts[tile.first_part + n];
+        Tile const t = a.work.parts[tile.first_part + n];
         for (int begin = 0; begin < t.q_rows; begin += tile_rows) {
             add_queries(a, room, t, t.kv_row - tile.row, head, begin, dk, dv);
         }
@@ -216,112 +187,37 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
     }
 }
 
-/// Four columns of a row of `to`: the sum of those of `heads` heads of `by_head`, from `from_col`
-/// on, and of what `to` was if `add`.
-__device__ __forceinline__ void put_sum_of_heads(Output const& to, std::int64_t row,
-                                                 std::int64_t col, Output const& by_head,
-                                                 std::int64_t from_row, std::int64_t from_col,
-                                                 int heads, int head_dim, bool add) {
-    float4 sum = add ? to.read(row, col) : float4{};
-    for (int h = 0; h < heads; ++h) {
-        float4 const v = by_head.read(from_row, from_col + std::int64_t{h} * head_dim);
-        sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-    }
-    to.write(row, col, sum);
-}
-
-/// dk and dv of one key head of those keys of one tile that a part names.
-template <class T>
-__global__ void __launch_bounds__(threads) sum_heads_kernel(BackwardArguments<T> const a) {
-    int const kv_head = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.shape.kv_heads));
-    int const index = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.shape.kv_heads));
-    KeyTile const tile = a.key_tiles[index];
-    int const head_dim = a.shape.head_dim;
-    int const group = a.shape.heads / a.shape.kv_heads;
-    int const packs = head_dim / 4;
-    for (int i = static_cast<int>(threadIdx.x); i < tile_rows * packs; i += threads) {
-        int const key = i / packs;
-        bool named = false;
-        for (int n = 0; n < tile.parts; ++n) {
-            Tile const t = a.parts[tile.first_part + n];
-            int const first = t.kv_row - tile.row;
-            named = named || (key >= first && key < first + t.kv_rows);
-        }
-        if (!named) {
-            continue;
-        }
-        std::int64_t const row = std::int64_t{tile.row} + key;
-        std::int64_t const col = std::int64_t{kv_head} * head_dim + i % packs * 4;
-        std::int64_t const from_row = std::int64_t{index} * tile_rows + key;
-        std::int64_t const from_col = std::int64_t{kv_head} * group * head_dim + i % packs * 4;
-        put_sum_of_heads(a.dk, row, col, a.dk_by_head, from_row, from_col, group, head_dim,
-                         a.add_keys);
-        put_sum_of_heads(a.dv, row, col, a.dv_by_head, from_row, from_col, group, head_dim,
-                         a.add_keys);
-    }
-}
-
 }  // namespace
 
 void reference_attention(Device const& d, AttentionBackward const& call,
                          std::span<Segment const> segments, Accumulate queries, Accumulate keys) {
     Heads const shape = heads_of(call.shape);
-    std::vector<Tile> const work = query_tiles(segments, tile_rows);
-    KeyTiles const by_key = key_tiles(segments, tile_rows);
-    std::vector<std::int32_t> words;
-    append(words, work);
-    std::size_t const tiles_at = append(words, by_key.tiles);
-    std::size_t const parts_at = append(words, by_key.parts);
-    if (words.empty()) {
-        return;
-    }
-    std::int32_t const* const table = put_words(d, words, work_list);
+    BackwardWork const work = begin_backward(d, call, segments);
     auto const heads = static_cast<std::size_t>(shape.heads);
-    auto* const delta = static_cast<float*>(d.scratch->at_least(
-        static_cast<std::size_t>(call.q.rows) * heads * sizeof(float), "attention delta"));
-    std::int64_t const width = call.q.cols;
-    auto const by_head_rows = static_cast<std::int64_t>(by_key.tiles.size()) * tile_rows;
-    Tensor by_head{nullptr, DType::f32, 2 * by_head_rows, width, width};
-    by_head.data = d.scratch->at_least(std::max<std::size_t>(by_head.bytes(), 1),
-                                       "attention key gradients by head");
     with_type(call.q.dtype, [&](auto type) {
         using T = decltype(type);
-        BackwardArguments<T> const arguments{
-            shape,
-            view_of<T>(call.q),
-            view_of<T>(call.k),
-            view_of<T>(call.v),
-            view_of<T>(call.o),
-            view_of<T>(call.d_o),
-            call.lse.as<float>(),
-            {delta, call.q.rows, shape.heads, shape.heads},
-            reinterpret_cast<Tile const*>(table),
-            reinterpret_cast<KeyTile const*>(table + tiles_at),
-            reinterpret_cast<Tile const*>(table + parts_at),
-            output_of(call.dq),
-            output_of(call.dk),
-            output_of(call.dv),
-            output_of(by_head.row_range(0, by_head_rows)),
-            output_of(by_head.row_range(by_head_rows, by_head_rows)),
-            static_cast<int>(call.k.rows),
-            queries == Accumulate::merge,
-            keys == Accumulate::merge};
+        BackwardArguments<T> const arguments{shape,
+                                             view_of<T>(call.q),
+                                             view_of<T>(call.k),
+                                             view_of<T>(call.v),
+                                             view_of<T>(call.d_o),
+                                             call.lse.as<float>(),
+                                             work,
+                                             output_of(call.dq),
+                                             output_of(work.dk_by_head),
+                                             output_of(work.dv_by_head),
+                                             static_cast<int>(call.k.rows),
+                                             queries == Accumulate::merge};
         with_width(shape.head_dim, [&](auto width) {
             constexpr int D = width.value;
             constexpr std::size_t floats = 3 * tile_floats<D> + score_floats;
-            if (!work.empty()) {
-                launch(d, delta_kernel<T>, work.size() * heads, 0, arguments);
-                launch(d, dq_kernel<D, T>, work.size() * heads, floats, arguments);
-            }
-            if (!by_key.tiles.empty()) {
-                launch(d, dkv_kernel<D, T>, by_key.tiles.size() * heads, floats + 2 * tile_rows,
-                       arguments);
-                launch(d, sum_heads_kernel<T>,
-                       by_key.tiles.size() * static_cast<std::size_t>(shape.kv_heads), 0,
-                       arguments);
-            }
+            launch(d, dq_kernel<D, T>, work.query_tiles * heads, threads, floats * sizeof(float),
+                   arguments);
+            launch(d, dkv_kernel<D, T>, work.key_tiles * heads, threads,
+                   (floats + 2 * tile_rows) * sizeof(float), arguments);
         });
     });
+    sum_heads(d, call, work, keys);
 }
 
 }  // namespace cpstep::device

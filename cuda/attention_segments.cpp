@@ -156,6 +156,16 @@ std::vector<std::vector<Piece>> packed_groups(std::span<Piece const> pieces) {
     return groups;
 }
 
+double forward_flop(std::span<Piece const> pieces, HeadShape shape) {
+    double scores = 0;
+    for (Piece const& piece : pieces) {
+        auto const queries = static_cast<double>(piece.queries.count);
+        double const hidden = piece.mask == Piece::Mask::full ? 0.0 : (queries - 1) / 2;
+        scores += queries * (static_cast<double>(piece.keys.count) - hidden);
+    }
+    return 4 * scores * static_cast<double>(shape.heads * shape.head_dim);
+}
+
 std::vector<RowRange> query_rows(std::span<Piece const> pieces) {
     std::vector<RowRange> ranges;
     for (Piece const& piece : pieces) {

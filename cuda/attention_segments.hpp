@@ -47,6 +47,9 @@ Pieces pieces_of(std::span<Segment const> segments);
 /// queries and of keys after those of the one before.
 std::vector<std::vector<Piece>> packed_groups(std::span<Piece const> pieces);
 
+/// Floating-point operations of a forward call: two products for each query and key that it sees.
+double forward_flop(std::span<Piece const> pieces, HeadShape shape);
+
 std::vector<RowRange> query_rows(std::span<Piece const> pieces);
 std::vector<RowRange> key_rows(std::span<Piece const> pieces);
 /// Rows of [0, rows) in none of the ranges.

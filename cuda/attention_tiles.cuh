@@ -189,12 +189,23 @@ struct Output {
     __device__ __forceinline__ float* floats(std::int64_t row, std::int64_t col) const {
         return static_cast<float*>(data) + row * stride + col;
     }
-    __device__ __forceinline__ float4 read(std::int64_t row, std::int64_t col) const {
+    /// N columns from `col` on, a multiple of N; N is 2 or 4.
+    template <int N>
+    __device__ __forceinline__ Pack<float, N> read(std::int64_t row, std::int64_t col) const {
         float const* const at = floats(row, col);
-        return packs ? *reinterpret_cast<float4 const*>(at) : float4{at[0], at[1], at[2], at[3]};
+        if (packs) {
+            return load_pack<N>(at);
+        }
+        Pack<float, N> values;
+#pragma unroll
+        for (int c = 0; c < N; ++c) {
+            values.value[c] = at[c];
+        }
+        return values;
     }
-    __device__ __forceinline__ void write(std::int64_t row, std::int64_t col, float4 v) const {
-        Pack<float, 4> const values{{v.x, v.y, v.z, v.w}};
+    template <int N>
+    __device__ __forceinline__ void write(std::int64_t row, std::int64_t col,
+                                          Pack<float, N> const& values) const {
         if (f32) {
             put(floats(row, col), values);
         } else {
@@ -203,14 +214,14 @@ struct Output {
     }
 
   private:
-    template <class T>
-    __device__ __forceinline__ void put(T* at, Pack<float, 4> const& values) const {
+    template <class T, int N>
+    __device__ __forceinline__ void put(T* at, Pack<float, N> const& values) const {
         if (packs) {
             store_pack(at, from_float<T>(values));
             return;
         }
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
+        for (int c = 0; c < N; ++c) {
             at[c] = from_float<T>(values.value[c]);
         }
     }
@@ -229,15 +240,17 @@ __device__ __forceinline__ void write_row(Output const& out, std::int64_t row, s
         if (c >= head_dim) {
             continue;
         }
-        float4 v = sums.value[i][n];
-        v = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+        float4 const v = sums.value[i][n];
+        Pack<float, 4> values{{v.x * factor, v.y * factor, v.z * factor, v.w * factor}};
         std::int64_t const col = head * head_dim + c;
         if (keep != 0.0F) {
-            float4 const old = out.read(row, col);
-            v = {fmaf(keep, old.x, v.x), fmaf(keep, old.y, v.y), fmaf(keep, old.z, v.z),
-                 fmaf(keep, old.w, v.w)};
+            auto const old = out.read<4>(row, col);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                values.value[j] = fmaf(keep, old.value[j], values.value[j]);
+            }
         }
-        out.write(row, col, v);
+        out.write(row, col, values);
     }
 }
 
@@ -284,21 +297,25 @@ void with_width(std::int64_t head_dim, F const& f) {
     }
 }
 
+/// Nothing for no blocks.
 template <class Arguments>
-void launch(Device const& d, void (*kernel)(Arguments), std::size_t blocks, std::size_t floats,
-            Arguments const& arguments) {
-    std::size_t const bytes = floats * sizeof(float);
+void launch(Device const& d, void (*kernel)(Arguments), std::size_t blocks, int block_threads,
+            std::size_t shared_bytes, Arguments const& arguments) {
+    if (blocks == 0) {
+        return;
+    }
     int device = 0;
     int most = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    require(bytes <= static_cast<std::size_t>(most), ExitCode::environment,
+    require(shared_bytes <= static_cast<std::size_t>(most), ExitCode::environment,
             "attention with heads of {} values takes {} bytes of shared memory a block, this "
             "device has {}",
-            arguments.shape.head_dim, bytes, most);
+            arguments.shape.head_dim, shared_bytes, most);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)));
-    kernel<<<static_cast<unsigned>(blocks), threads, bytes, d.stream>>>(arguments);
+                                    static_cast<int>(shared_bytes)));
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(block_threads), shared_bytes,
+             d.stream>>>(arguments);
     CUDA_CHECK(cudaGetLastError());
 }
 
@@ -313,7 +330,5 @@ std::size_t append(std::vector<std::int32_t>& words, std::vector<Item> const& it
     }
     return begin;
 }
-
-inline constexpr char const* work_list = "attention work list";
 
 }  // namespace cpstep::device::tiles

@@ -6,6 +6,7 @@
 
 #include "cuda/cuda_queues.hpp"
 #include "cuda/device_ops.hpp"
+#include "cuda/device_tables.hpp"
 #include "cuda/products.hpp"
 
 namespace cpstep {
@@ -43,6 +44,7 @@ struct Parts {
     explicit Parts(CudaBackendOptions const& options, DType dtype)
         : queues(options.ordinal, options.deadline),
           scratch(queues.memory()),
+          tables(scratch, queues.compute()),
           staging(queues),
           marks(queues) {
         check_architecture(queues.compute());
@@ -52,6 +54,7 @@ struct Parts {
         device = {.stream = queues.compute(),
                   .multiprocessors = multiprocessors(options.ordinal),
                   .scratch = &scratch,
+                  .tables = &tables,
                   .products = products.get()};
         attention = make_device_attention(device, options.attention, dtype, attention_reason);
         queues.synchronize();
@@ -59,6 +62,7 @@ struct Parts {
 
     DeviceQueues queues;
     NamedScratch scratch;
+    DeviceTables tables;
     Staging staging;
     EventMarks marks;
     std::unique_ptr<MatrixProducts> products;

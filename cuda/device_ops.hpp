@@ -50,11 +50,24 @@ class MatrixProducts {
                           bool add, Tensor bias) = 0;
 };
 
+/// Small tables in device memory.
+class Tables {
+  public:
+    Tables() = default;
+    Tables(Tables const&) = delete;
+    Tables& operator=(Tables const&) = delete;
+    virtual ~Tables() = default;
+    /// Where these words are, to be read only, once the stream comes to what is queued next. They
+    /// stay there until 15 other tables have been asked for.
+    virtual std::int32_t* put(std::span<std::int32_t const> words) = 0;
+};
+
 /// What every launcher works with.
 struct Device {
     CUstream_st* stream = nullptr;
     int multiprocessors = 0;
     Scratch* scratch = nullptr;
+    Tables* tables = nullptr;
     MatrixProducts* products = nullptr;
 };
 
@@ -128,7 +141,7 @@ class DeviceAttention {
     DeviceAttention(DeviceAttention const&) = delete;
     DeviceAttention& operator=(DeviceAttention const&) = delete;
     virtual ~DeviceAttention() = default;
-    /// "reference", "cudnn 9.14.0": for reports.
+    /// "reference", "mma", "cudnn 9.14.0": for reports.
     virtual std::string name() const = 0;
     virtual void forward(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, HeadShape shape,
                          std::span<Segment const> segments, Accumulate mode) = 0;
@@ -140,11 +153,12 @@ class DeviceAttention {
                                       std::int64_t kv_rows) const = 0;
 };
 
-enum class AttentionBackend : std::uint8_t { automatic, cudnn, reference };
+enum class AttentionBackend : std::uint8_t { automatic, cudnn, mma, reference };
 
-/// automatic: cudnn where it was built in, computes in bf16, supports the device and passes its
-/// self-test against `reference`; else reference. cudnn by name: Error(environment) with the reason
-/// where it does not do. `reason` becomes why the choice was made, "" where nothing needs saying.
+/// automatic: for f32 reference; for bf16 by the size of a call reference, mma, or cudnn where it
+/// was built in, supports the device and passes its self-test against `reference`. By name:
+/// Error(environment) with the reason where it does not do. `reason` becomes why the choice was
+/// made, "" where nothing needs saying.
 std::unique_ptr<DeviceAttention> make_device_attention(Device const& device,
                                                        AttentionBackend wanted, DType dtype,
                                                        std::string& reason);

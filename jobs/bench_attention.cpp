@@ -1,7 +1,8 @@
 // Attention of a CP rank against that of CP=1, on one device without wires: is a layout's cut of
 // the work as fast as the whole? Heads of Qwen2.5-0.5B.
 //
-// usage: bench_attention [SEQUENCESxTOKENS ...], the micro-batches of CP=1; 4x512 is 4 of 512
+// usage: bench_attention [auto | cudnn | mma | reference] [SEQUENCESxTOKENS ...]: the attention
+// backend; the micro-batches of CP=1, 4x512 is 4 of 512
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -174,12 +175,21 @@ void compare(Backend& backend, MicroBatch const& batch) {
 
 int main(int argc, char** argv) {
     try {
+        std::vector<std::string> words(argv + 1, argv + argc);
+        std::array<char const*, 4> const names = {"auto", "cudnn", "mma", "reference"};
+        AttentionBackend attention = AttentionBackend::automatic;
+        auto const* const name =
+            words.empty() ? names.end() : std::find(names.begin(), names.end(), words.front());
+        if (name != names.end()) {
+            attention = static_cast<AttentionBackend>(name - names.begin());
+            words.erase(words.begin());
+        }
         std::vector<MicroBatch> batches;
-        std::transform(argv + 1, argv + argc, std::back_inserter(batches), micro_batch_of);
+        std::transform(words.begin(), words.end(), std::back_inserter(batches), micro_batch_of);
         if (batches.empty()) {
             batches = {{2, 1024}, {1, 2048}, {1, 8192}, {1, 16384}, {1, 32768}, {1, 65536}};
         }
-        auto const backend = make_cuda_backend({});
+        auto const backend = make_cuda_backend({.attention = attention});
         fmt::print("{}\n", backend->description());
         for (MicroBatch const& batch : batches) {
             compare(*backend, batch);

@@ -223,9 +223,9 @@ sanitizer_report() {
 
 # Races are looked for in our kernels, on fewer samples since each access is followed; reads of uninitialised memory in
 # all, since libraries write what ours read, and in fp32, since initcheck does not see what a bf16 product of cuBLASLt
-# stores (it reports PyTorch's too). Nor does it see what a peer wrote over ipc. Heads of the smoke run's model are too
-# small for cuDNN; its start-up test reads workspace of its own that nothing wrote and breaks racecheck, so only
-# memcheck has it.
+# stores (it reports PyTorch's too). Nor does it see what a peer wrote over ipc. Calls of the smoke run are too small for
+# cuDNN and mma: cuDNN is in its start-up test, which only memcheck has, since it reads workspace of its own that
+# nothing wrote and breaks racecheck; mma is asked for.
 sanitize_run() {  # TOOL PRECISION WIRE
     local name="$1, $2, $3" checks=()
     if ! [[ $name =~ $only ]]; then return; fi
@@ -234,7 +234,11 @@ sanitize_run() {  # TOOL PRECISION WIRE
         racecheck) checks=(--kernel-name kns=cpstep) ;;
     esac
     device_options "$ranks" "$2" "$3"
-    [ "$1" = memcheck ] || device+=(--attention-backend reference)
+    case $1-$2-$3 in
+        memcheck-bf16-ipc) device+=(--attention-backend mma) ;;
+        memcheck-*) ;;
+        *) device+=(--attention-backend reference) ;;
+    esac
     [ "$1" != racecheck ] || device+=(--rollout-batch-size 1 --global-batch-size 2 --rollout-max-response-len 16 \
         --cp-loss-comm scalar)
     rm -f "$tmp"/sanitizer.*.log
@@ -246,14 +250,14 @@ sanitize_run() {  # TOOL PRECISION WIRE
     sanitizer_report "$name" "$ranks"
 }
 
-# Races in bf16, test by test: whatever racecheck is told to follow, it fails itself ("failed to handle a hardware
+# What is looked for in bf16 kernels test by test. Races: whatever racecheck is told to follow, it fails itself ("failed to handle a hardware
 # exception") at some bf16 products of cuBLASLt, PyTorch's among them, so the cases of `head` are those without.
-race_test() {  # TEST CASES [ARGUMENT...]
-    local name="racecheck, bf16, $1"
+test_run() {  # TOOL TEST CASES [ARGUMENT...]
+    local name="$1, bf16, $2"
     if ! [[ $name =~ $only ]]; then return; fi
     rm -f "$tmp"/sanitizer.*.log
-    run "$name" "$sanitizer" --tool racecheck --kernel-name kns=cpstep --error-exitcode 99 \
-        --log-file "$tmp/sanitizer.0.log" "$build/bin/test_cuda_$1" --run_test="$2" "${@:3}"
+    run "$name" "$sanitizer" --tool "$1" --kernel-name kns=cpstep --error-exitcode 99 \
+        --log-file "$tmp/sanitizer.0.log" "$build/bin/test_cuda_$2" --run_test="$3" "${@:4}"
     sanitizer_report "$name" 1
 }
 
@@ -264,11 +268,12 @@ section_sanitize() {
     sanitize_run memcheck fp32 mpi
     sanitize_run racecheck fp32 mpi
     sanitize_run initcheck fp32 mpi
-    race_test layers '*'
-    race_test rows '*'
-    race_test loss '*'
-    race_test head 'head_keeps*,head_of*,head_rows*,all_equal*,bias*,equal_calls_of_the_head*'
-    race_test attention 'heads_of*,rows_without*' -- reference
+    test_run racecheck layers '*'
+    test_run racecheck rows '*'
+    test_run racecheck loss '*'
+    test_run racecheck head 'head_keeps*,head_of*,head_rows*,all_equal*,bias*,equal_calls_of_the_head*'
+    test_run racecheck attention 'heads_of*,rows_without*' -- own
+    test_run initcheck attention 'heads_of*,rows_without*' -- own
 }
 
 # table SECTION [ARGUMENT]: the numbers of its results, below the rows.

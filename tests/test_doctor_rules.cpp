@@ -128,10 +128,10 @@ BOOST_AUTO_TEST_CASE(gpus_of_ranks) {
 BOOST_AUTO_TEST_CASE(gpu_code_and_attention) {
     expect("GPU code", Status::fail, {"sm_75", "rank 3"},
            [](JobFacts& job) { job.ranks[3].gpu.capability = 75; });
-    expect("attention", Status::warn, {"reference (no cuDNN)", "--attention-backend reference"},
+    expect("attention", Status::warn, {"mma (no cuDNN)", "--attention-backend mma"},
            [](JobFacts& job) {
                job.ranks[0].gpu.backend =
-                   known(std::string("NVIDIA H100, bf16, attention reference (no cuDNN)"));
+                   known(std::string("NVIDIA H100, bf16, attention mma (no cuDNN)"));
            });
     JobFacts job = good_job();
     job.ranks[0].gpu.backend = unknown<std::string>("no kernel image");

@@ -225,7 +225,8 @@ BOOST_AUTO_TEST_CASE(processor_and_wires_are_chosen_by_name) {
         (parsed("--attention-backend reference").attention_backend == AttentionBackend::reference));
     // The trainer's own names of its backends are not ours.
     for (auto const* backend : {"flash", "fused", "unfused", "local"}) {
-        expect(refused({"--attention-backend", backend}), "choose from: auto, cudnn, reference");
+        expect(refused({"--attention-backend", backend}),
+               "choose from: auto, cudnn, mma, reference");
     }
     expect(refused({"--transport", "tcp"}), "choose from: auto, nccl, ipc, mpi");
     expect(refused({"--precision", "fp16"}), "choose from: auto, bf16, fp32");
@@ -241,6 +242,8 @@ BOOST_AUTO_TEST_CASE(what_the_host_cannot_do_is_refused_with_the_reason) {
            "--attention-backend cudnn needs a GPU");
     expect(refused({"--attention-backend", "cudnn", "--precision", "fp32"}),
            "--attention-backend cudnn computes in bf16 only");
+    expect(refused({"--attention-backend", "mma", "--precision", "fp32"}),
+           "--attention-backend mma computes in bf16 only");
     parse(with({"--device", "cpu", "--transport", "mpi", "--attention-backend", "reference"}));
     Options const open = parse(with({"--precision", "bf16", "--transport", "ipc"}));
     expect(usage_error([&] { require_host_settings(open, "none here: no driver"); }),

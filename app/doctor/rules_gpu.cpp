@@ -130,7 +130,7 @@ Finding judge_attention(RankFacts const& rank) {
     if (!rank.gpu.backend.known()) {
         return skip(rank.gpu.present ? "no backend" : rank.gpu.why);
     }
-    // "..., attention reference (why not cuDNN), ..."
+    // "..., attention mma (why not cuDNN), ..."
     std::string const& text = *rank.gpu.backend.value;
     std::size_t const at = text.find("attention ");
     std::string const value = at == std::string::npos ? text : text.substr(at + 10);
@@ -138,8 +138,8 @@ Finding judge_attention(RankFacts const& rank) {
         return pass("cudnn");
     }
     return warn(value,
-                "slower, but right; install cuDNN and its frontend headers (jobs/install.sh "
-                "--cuda), or give --attention-backend reference to make it the choice");
+                "slower from some 4096 rows on, but right; install cuDNN and its frontend headers "
+                "(jobs/install.sh --cuda), or give --attention-backend mma to make it the choice");
 }
 
 Finding judge_models(JobFacts const& job) {
