@@ -246,7 +246,7 @@ class AutomaticAttention final : public DeviceAttention {
     static constexpr double cudnn_flop = 1e10;
 
     DeviceAttention& by_size(std::span<Segment const> segments, HeadShape shape) {
-        double const flop = forward_flop(pieces_of(segments).pieces, shape);
+        double const flop = forward_flop(segments, shape);
         if (flop < mma_flop) {
             return *reference_;
         }

@@ -17,15 +17,7 @@ namespace {
 
 using namespace mma;
 
-struct ForwardArguments {
-    tiles::Heads shape;
-    HeadView<bf16> q, k, v;
-    tiles::Output o;
-    Matrix<float> lse;
-    Tile const* work;
-    bool merge;
-    MergeFault fault;
-};
+using ForwardArguments = tiles::ForwardArguments<bf16>;
 
 /// The 16 rows of a running softmax of a warp; a lane has a part of rows g and g + 8.
 template <int D>
@@ -189,17 +181,7 @@ void mma_attention(Device const& d, AttentionForward const& call, std::span<Segm
     if (work.empty()) {
         return;
     }
-    std::vector<std::int32_t> words;
-    tiles::append(words, work);
-    ForwardArguments const arguments{tiles::heads_of(call.shape),
-                                     tiles::view_of<bf16>(call.q),
-                                     tiles::view_of<bf16>(call.k),
-                                     tiles::view_of<bf16>(call.v),
-                                     tiles::output_of(call.o),
-                                     call.lse.as<float>(),
-                                     reinterpret_cast<Tile const*>(d.tables->put(words)),
-                                     mode == Accumulate::merge,
-                                     planted_merge_fault()};
+    ForwardArguments const arguments(d, call, work, mode);
     mma::with_width(call.shape.head_dim, [&](auto width) {
         constexpr int D = width.value;
         tiles::launch(d, forward_kernel<D>,

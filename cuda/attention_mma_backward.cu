@@ -12,16 +12,7 @@ namespace {
 
 using namespace mma;
 
-struct BackwardArguments {
-    tiles::Heads shape;
-    HeadView<bf16> q, k, v, d_o;
-    Matrix<float> lse;
-    BackwardWork work;
-    tiles::Output dq, dk_by_head, dv_by_head;
-    int key_rows;
-    int key_blocks;
-    bool add_queries;
-};
+using BackwardArguments = tiles::BackwardArguments<bf16>;
 
 /// Columns of scores that a warp works on at once: two products of them and the sums fit registers.
 constexpr int strip = 32;
@@ -275,7 +266,8 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     backward_kernel(BackwardArguments const a) {
     extern __shared__ float4 shared[];
     Room<D> const room(shared);
-    auto const key_blocks = static_cast<unsigned>(a.key_blocks);
+    auto const key_blocks =
+        static_cast<unsigned>(a.work.key_tiles) * static_cast<unsigned>(a.shape.heads);
     if (blockIdx.x < key_blocks) {
         keys_block(a, room, blockIdx.x);
     } else {
@@ -287,25 +279,16 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
 
 void mma_attention(Device const& d, AttentionBackward const& call,
                    std::span<Segment const> segments, Accumulate queries, Accumulate keys) {
+    if (segments.empty()) {
+        return;
+    }
     if (!mma_suits(call.shape, {call.q, call.k, call.v, call.d_o})) {
         reference_attention(d, call, segments, queries, keys);
         return;
     }
     BackwardWork const work = begin_backward(d, call, segments);
     auto const heads = static_cast<std::size_t>(call.shape.heads);
-    BackwardArguments const arguments{tiles::heads_of(call.shape),
-                                      tiles::view_of<bf16>(call.q),
-                                      tiles::view_of<bf16>(call.k),
-                                      tiles::view_of<bf16>(call.v),
-                                      tiles::view_of<bf16>(call.d_o),
-                                      call.lse.as<float>(),
-                                      work,
-                                      tiles::output_of(call.dq),
-                                      tiles::output_of(work.dk_by_head),
-                                      tiles::output_of(work.dv_by_head),
-                                      static_cast<int>(call.k.rows),
-                                      static_cast<int>(work.key_tiles * heads),
-                                      queries == Accumulate::merge};
+    BackwardArguments const arguments(call, work, queries);
     mma::with_width(call.shape.head_dim, [&](auto width) {
         constexpr int D = width.value;
         tiles::launch(d, backward_kernel<D>, (work.key_tiles + work.query_tiles) * heads, threads,

@@ -17,17 +17,6 @@ namespace {
 
 using namespace tiles;
 
-template <class T>
-struct ForwardArguments {
-    Heads shape;
-    HeadView<T> q, k, v;
-    Output o;
-    Matrix<float> lse;
-    Tile const* work;
-    bool merge;
-    MergeFault fault;
-};
-
 /// The rows of a running softmax that a thread shares with 15 others.
 template <int D>
 struct RunningSoftmax {
@@ -155,20 +144,9 @@ void reference_attention(Device const& d, AttentionForward const& call,
     if (work.empty()) {
         return;
     }
-    std::vector<std::int32_t> words;
-    append(words, work);
-    auto const* const table = reinterpret_cast<Tile const*>(d.tables->put(words));
     with_type(call.q.dtype, [&](auto type) {
         using T = decltype(type);
-        ForwardArguments<T> const arguments{shape,
-                                            view_of<T>(call.q),
-                                            view_of<T>(call.k),
-                                            view_of<T>(call.v),
-                                            output_of(call.o),
-                                            call.lse.as<float>(),
-                                            table,
-                                            mode == Accumulate::merge,
-                                            planted_merge_fault()};
+        ForwardArguments<T> const arguments(d, call, work, mode);
         with_width(shape.head_dim, [&](auto width) {
             constexpr int D = width.value;
             launch(d, forward_kernel<D, T>, work.size() * static_cast<std::size_t>(shape.heads),

@@ -12,17 +12,6 @@ namespace {
 
 using namespace tiles;
 
-template <class T>
-struct BackwardArguments {
-    Heads shape;
-    HeadView<T> q, k, v, d_o;
-    Matrix<float> lse;
-    BackwardWork work;
-    Output dq, dk_by_head, dv_by_head;
-    int key_rows;
-    bool add_queries;
-};
-
 /// dq of one head of the queries of one tile: ds_ij = p_ij (do_i . v_j - delta_i), dq_i = scale
 /// sum_j ds_ij k_j.
 template <int D, class T>
@@ -191,23 +180,15 @@ __global__ void __launch_bounds__(threads, D == tile_rows ? 2 : 1)
 
 void reference_attention(Device const& d, AttentionBackward const& call,
                          std::span<Segment const> segments, Accumulate queries, Accumulate keys) {
+    if (segments.empty()) {
+        return;
+    }
     Heads const shape = heads_of(call.shape);
     BackwardWork const work = begin_backward(d, call, segments);
     auto const heads = static_cast<std::size_t>(shape.heads);
     with_type(call.q.dtype, [&](auto type) {
         using T = decltype(type);
-        BackwardArguments<T> const arguments{shape,
-                                             view_of<T>(call.q),
-                                             view_of<T>(call.k),
-                                             view_of<T>(call.v),
-                                             view_of<T>(call.d_o),
-                                             call.lse.as<float>(),
-                                             work,
-                                             output_of(call.dq),
-                                             output_of(work.dk_by_head),
-                                             output_of(work.dv_by_head),
-                                             static_cast<int>(call.k.rows),
-                                             queries == Accumulate::merge};
+        BackwardArguments<T> const arguments(call, work, queries);
         with_width(shape.head_dim, [&](auto width) {
             constexpr int D = width.value;
             constexpr std::size_t floats = 3 * tile_floats<D> + score_floats;

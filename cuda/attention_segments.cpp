@@ -156,14 +156,17 @@ std::vector<std::vector<Piece>> packed_groups(std::span<Piece const> pieces) {
     return groups;
 }
 
-double forward_flop(std::span<Piece const> pieces, HeadShape shape) {
-    double scores = 0;
-    for (Piece const& piece : pieces) {
-        auto const queries = static_cast<double>(piece.queries.count);
-        double const hidden = piece.mask == Piece::Mask::full ? 0.0 : (queries - 1) / 2;
-        scores += queries * (static_cast<double>(piece.keys.count) - hidden);
+double forward_flop(std::span<Segment const> segments, HeadShape shape) {
+    std::int64_t scores = 0;
+    for (Segment const& s : segments) {
+        // Queries up to `none` see no key, those from `all` on every key, each between one more.
+        std::int64_t const none = std::clamp(-s.diagonal - 1, std::int64_t{-1}, s.q_rows - 1);
+        std::int64_t const all = std::clamp(s.kv_rows - s.diagonal - 1, none + 1, s.q_rows);
+        std::int64_t const first = visible_keys(s, none + 1);
+        std::int64_t const rising = all - none - 1;
+        scores += rising * first + rising * (rising - 1) / 2 + (s.q_rows - all) * s.kv_rows;
     }
-    return 4 * scores * static_cast<double>(shape.heads * shape.head_dim);
+    return 4 * static_cast<double>(scores * shape.heads * shape.head_dim);
 }
 
 std::vector<RowRange> query_rows(std::span<Piece const> pieces) {

@@ -48,7 +48,7 @@ Pieces pieces_of(std::span<Segment const> segments);
 std::vector<std::vector<Piece>> packed_groups(std::span<Piece const> pieces);
 
 /// Floating-point operations of a forward call: two products for each query and key that it sees.
-double forward_flop(std::span<Piece const> pieces, HeadShape shape);
+double forward_flop(std::span<Segment const> segments, HeadShape shape);
 
 std::vector<RowRange> query_rows(std::span<Piece const> pieces);
 std::vector<RowRange> key_rows(std::span<Piece const> pieces);

@@ -11,8 +11,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/attention_segments.hpp"
+#include "cuda/attention_device.hpp"
 #include "cuda/kernel.cuh"
+#include "cuda/softmax_merge.cuh"
 
 namespace cpstep::device::tiles {
 
@@ -285,6 +286,74 @@ inline Heads heads_of(HeadShape shape) {
             static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)))};
 }
 
+/// Adds items made of 32-bit words only; where they begin.
+template <class Item>
+std::size_t append(std::vector<std::int32_t>& words, std::vector<Item> const& items) {
+    static_assert(sizeof(Item) % sizeof(std::int32_t) == 0);
+    std::size_t const begin = words.size();
+    words.resize(begin + items.size() * sizeof(Item) / sizeof(std::int32_t));
+    if (!items.empty()) {
+        std::memcpy(words.data() + begin, items.data(), items.size() * sizeof(Item));
+    }
+    return begin;
+}
+template <class Item>
+std::vector<std::int32_t> words_of(std::vector<Item> const& items) {
+    std::vector<std::int32_t> words;
+    append(words, items);
+    return words;
+}
+
+/// What a forward kernel is given.
+template <class T>
+struct ForwardArguments {
+    Heads shape;
+    HeadView<T> q, k, v;
+    Output o;
+    Matrix<float> lse;
+    Tile const* work;
+    bool merge;
+    MergeFault fault;
+
+    ForwardArguments(Device const& d, AttentionForward const& call, std::vector<Tile> const& tiles,
+                     Accumulate mode)
+        : shape(heads_of(call.shape)),
+          q(view_of<T>(call.q)),
+          k(view_of<T>(call.k)),
+          v(view_of<T>(call.v)),
+          o(output_of(call.o)),
+          lse(call.lse.as<float>()),
+          work(reinterpret_cast<Tile const*>(d.tables->put(words_of(tiles)))),
+          merge(mode == Accumulate::merge),
+          fault(planted_merge_fault()) {}
+};
+
+/// What the backward kernels are given.
+template <class T>
+struct BackwardArguments {
+    Heads shape;
+    HeadView<T> q, k, v, d_o;
+    Matrix<float> lse;
+    BackwardWork work;
+    Output dq, dk_by_head, dv_by_head;
+    int key_rows;
+    bool add_queries;
+
+    BackwardArguments(AttentionBackward const& call, BackwardWork const& w, Accumulate queries)
+        : shape(heads_of(call.shape)),
+          q(view_of<T>(call.q)),
+          k(view_of<T>(call.k)),
+          v(view_of<T>(call.v)),
+          d_o(view_of<T>(call.d_o)),
+          lse(call.lse.as<float>()),
+          work(w),
+          dq(output_of(call.dq)),
+          dk_by_head(output_of(w.dk_by_head)),
+          dv_by_head(output_of(w.dv_by_head)),
+          key_rows(static_cast<int>(call.k.rows)),
+          add_queries(queries == Accumulate::merge) {}
+};
+
 /// f(std::integral_constant) with the columns of a tile that holds a head.
 template <class F>
 void with_width(std::int64_t head_dim, F const& f) {
@@ -317,18 +386,6 @@ void launch(Device const& d, void (*kernel)(Arguments), std::size_t blocks, int 
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(block_threads), shared_bytes,
              d.stream>>>(arguments);
     CUDA_CHECK(cudaGetLastError());
-}
-
-/// Adds items made of 32-bit words only; where they begin.
-template <class Item>
-std::size_t append(std::vector<std::int32_t>& words, std::vector<Item> const& items) {
-    static_assert(sizeof(Item) % sizeof(std::int32_t) == 0);
-    std::size_t const begin = words.size();
-    words.resize(begin + items.size() * sizeof(Item) / sizeof(std::int32_t));
-    if (!items.empty()) {
-        std::memcpy(words.data() + begin, items.data(), items.size() * sizeof(Item));
-    }
-    return begin;
 }
 
 }  // namespace cpstep::device::tiles

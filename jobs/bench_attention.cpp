@@ -13,6 +13,7 @@
 #include "app/cp_attention.hpp"
 #include "app/cp_plan.hpp"
 #include "app/statistics.hpp"
+#include "cuda/attention_segments.hpp"
 #include "cuda/cuda_device.hpp"
 
 namespace {
@@ -75,16 +76,6 @@ struct Cost {
     double forward = 0, backward = 0;  // ms
 };
 
-double scores(std::vector<Segment> const& segments) {
-    double sum = 0;
-    for (Segment const& s : segments) {
-        for (std::int64_t i = 0; i < s.q_rows; ++i) {
-            sum += static_cast<double>(visible_keys(s, i));
-        }
-    }
-    return sum;
-}
-
 /// One call, printed.
 Cost measure(Backend& backend, std::string const& what, std::vector<Segment> const& segments,
              Operands const& t, Tensor kv, Tensor dkv, Accumulate mode) {
@@ -99,7 +90,7 @@ Cost measure(Backend& backend, std::string const& what, std::vector<Segment> con
         backend.attention_backward(t.dq, keys_of(dkv), values_of(dkv), t.q, keys_of(kv),
                                    values_of(kv), t.o, t.d_o, t.lse, heads, segments, mode);
     });
-    double const flop = 4e-9 * scores(segments) * Operands::width;
+    double const flop = 1e-9 * forward_flop(segments, heads);
     fmt::print("  {:<34} {:8.3f} ms {:6.0f} TFLOP/s   backward {:8.3f} ms {:6.0f} TFLOP/s\n", what,
                cost.forward, flop / cost.forward, cost.backward, 2.5 * flop / cost.backward);
     return cost;

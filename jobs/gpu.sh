@@ -250,8 +250,9 @@ sanitize_run() {  # TOOL PRECISION WIRE
     sanitizer_report "$name" "$ranks"
 }
 
-# What is looked for in bf16 kernels test by test. Races: whatever racecheck is told to follow, it fails itself ("failed to handle a hardware
-# exception") at some bf16 products of cuBLASLt, PyTorch's among them, so the cases of `head` are those without.
+# What is looked for in bf16 kernels test by test. Races: whatever racecheck is told to follow, it fails itself ("failed
+# to handle a hardware exception") at some bf16 products of cuBLASLt, PyTorch's among them, so the cases of `head` are
+# those without.
 test_run() {  # TOOL TEST CASES [ARGUMENT...]
     local name="$1, bf16, $2"
     if ! [[ $name =~ $only ]]; then return; fi
