@@ -16,14 +16,6 @@ constexpr int least_capability = 80;  // bf16 products and asynchronous copies s
 /// Beside what is planned by size: slabs of small pieces, partial sums, sort keys.
 constexpr std::size_t small_scratch_bytes = std::size_t{64} << 20;
 
-__global__ void probe_kernel() {}
-
-/// That this binary holds code for the device shows at the first launch.
-void check_architecture(cudaStream_t stream) {
-    probe_kernel<<<1, 1, 0, stream>>>();
-    check_cuda(cudaGetLastError(), "a first kernel");
-}
-
 CudaDeviceInfo usable_device(int ordinal) {
     CudaDeviceInfo info = cuda_device_info(ordinal);
     require(info.capability >= least_capability, ExitCode::environment,
@@ -47,7 +39,6 @@ struct Parts {
           tables(scratch, queues.compute()),
           staging(queues),
           marks(queues) {
-        check_architecture(queues.compute());
         products = make_matrix_products(
             queues.compute(),
             queues.memory().allocate(products_workspace_bytes, "the workspace of products"));

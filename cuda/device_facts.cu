@@ -24,11 +24,6 @@ void free_device(void* pointer) noexcept {
 }
 using DeviceMemory = Handle<void*, free_device>;
 
-void free_pinned(void* pointer) noexcept {
-    (void)cudaFreeHost(pointer);
-}
-using PinnedMemory = Handle<void*, free_pinned>;
-
 /// The value of `probe`, or the text of the Error that it throws.
 template <class T, class Probe>
 Fact<T> probed(Probe const& probe) {
@@ -149,9 +144,7 @@ int device_count() {
 
 double host_rate(int ordinal, cudaMemcpyKind direction) {
     DeviceMemory const device = device_memory(ordinal, timed_bytes);
-    void* pinned = nullptr;
-    CUDA_CHECK(cudaMallocHost(&pinned, timed_bytes));
-    PinnedMemory const host(pinned);
+    PinnedMemory const host = pinned_memory(timed_bytes);
     StreamHandle const stream = new_stream(ordinal);
     bool const down = direction == cudaMemcpyDeviceToHost;
     return rate_of(stream.get(), [&](cudaStream_t queue) {

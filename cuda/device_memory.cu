@@ -45,6 +45,12 @@ MemoryInfo memory_info() {
 
 }  // namespace
 
+PinnedMemory pinned_memory(std::size_t bytes) {
+    void* pointer = nullptr;
+    CUDA_CHECK(cudaMallocHost(&pointer, bytes));
+    return PinnedMemory(pointer);
+}
+
 EventHandle ordering_event() {
     cudaEvent_t event = nullptr;
     CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -243,15 +249,10 @@ void for_parts(Tensor t, std::size_t most, Visit const& visit) {
 }  // namespace
 
 Staging::Staging(CudaQueues& queues)
-    : queues_(queues), last_use_{ordering_event(), ordering_event()}, arrived_(ordering_event()) {
-    void* pinned = nullptr;
-    CUDA_CHECK(cudaHostAlloc(&pinned, 2 * half_bytes, cudaHostAllocDefault));
-    pinned_ = static_cast<std::byte*>(pinned);
-}
-
-Staging::~Staging() {
-    (void)cudaFreeHost(pinned_);
-}
+    : queues_(queues),
+      pinned_(pinned_memory(2 * half_bytes)),
+      last_use_{ordering_event(), ordering_event()},
+      arrived_(ordering_event()) {}
 
 std::byte* Staging::claim(std::size_t bytes) {
     if (used_ + bytes > half_bytes) {
@@ -260,7 +261,7 @@ std::byte* Staging::claim(std::size_t bytes) {
         used_ = 0;
         queues_.wait(last_use_[half_].get());  // at once if it was never recorded
     }
-    std::byte* const claimed = pinned_ + half_ * half_bytes + used_;
+    std::byte* const claimed = static_cast<std::byte*>(pinned_.get()) + half_ * half_bytes + used_;
     used_ += rounded_up(bytes, alignment);
     return claimed;
 }

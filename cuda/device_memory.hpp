@@ -84,9 +84,6 @@ class NamedScratch final : public Scratch {
 class Staging {
   public:
     explicit Staging(CudaQueues& queues);
-    Staging(Staging const&) = delete;
-    Staging& operator=(Staging const&) = delete;
-    ~Staging();
 
     /// `src` may be changed on return; the copy itself is queued.
     void upload(Tensor dst, void const* src);
@@ -100,7 +97,7 @@ class Staging {
     std::byte* claim(std::size_t bytes);
 
     CudaQueues& queues_;
-    std::byte* pinned_ = nullptr;
+    PinnedMemory pinned_;
     std::size_t half_ = 0;
     std::size_t used_ = 0;  ///< of the present half
     std::array<EventHandle, 2> last_use_;
