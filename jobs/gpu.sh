@@ -5,7 +5,7 @@
 #   selftest  planted faults on 2, 3 and 4 ranks
 #   sizes     inputs/qwen2.5-0.5b-*.ini, CP=2 against CP=1; timed where each rank has a GPU
 #   speed     forward + backward and the whole step beside PyTorch; share and floor of each phase
-#   trace     what tracing costs a step, CP=1 and CP=2
+#   trace     what tracing costs a step, CP=1 and CP=2, over ipc and nccl
 #   attention calls of a CP=2 rank against the whole sequence's, without wires
 #   sanitize  compute-sanitizer's memcheck, racecheck and initcheck on the smoke run
 #   all       these, each with its own limit
@@ -177,15 +177,20 @@ section_speed() {
 }
 
 # Traced and not traced steps of one run, in turn within each block.
-section_trace() {
+trace_run() {  # WIRE
     local cp=(--variant "cp1-off:context-parallel-size=1,trace-detail=off")
     [ "$ranks" -eq 1 ] || cp+=(--variant "cp$ranks:context-parallel-size=$ranks" \
         --variant "cp$ranks-off:context-parallel-size=$ranks,trace-detail=off")
-    device_options "$ranks" bf16 ipc
+    device_options "$ranks" bf16 "$1"
     launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather --cp-loss-comm scalar \
         --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks 12 --quiet --output "$tmp/run" "${device[@]}"
-    run trace "${launched[@]}"
-    keep trace "$tmp/run"
+    run "trace, $1" "${launched[@]}"
+    keep "$1" "$tmp/run"
+}
+
+section_trace() {
+    trace_run ipc
+    [ "$ranks" -eq 1 ] || trace_run nccl
     table trace
 }
 

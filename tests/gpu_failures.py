@@ -41,8 +41,10 @@ def test_an_nccl_that_cannot_start_is_told_with_its_own_words(program):
 
 def broken(program, what):
     """fault_device on two ranks; both traces must hold the step before the failure, whole."""
+    fault_device = program.cpstep.parent / "fault_device"
+    expect(fault_device.is_file(), f"{fault_device} is missing, build the tests")
     output = program.path()
-    result = program.execute([program.mpiexec, "-np", "2", str(program.cpstep.parent / "fault_device"), what, str(output)])
+    result = program.execute([program.mpiexec, "-np", "2", str(fault_device), what, str(output)])
     expect(len(result.said) == 1, f"expected one line of the program: {result}")
     for file in sorted((output / "ranks").rglob("*.h5")):
         with h5py.File(file, swmr=True) as trace:
