@@ -24,13 +24,6 @@ inline void close_event(cudaEvent_t event) noexcept {
 }
 using EventHandle = Handle<cudaEvent_t, close_event>;
 
-inline void free_pinned(void* pointer) noexcept {
-    (void)cudaFreeHost(pointer);
-}
-using PinnedMemory = Handle<void*, free_pinned>;
-/// Host memory that queued copies read and write.
-PinnedMemory pinned_memory(std::size_t bytes);
-
 /// A wire that device work may wait for. Told of while the host waits for the device.
 class QueueWatcher {
   public:

@@ -64,12 +64,6 @@ __global__ void work_for(std::int64_t ns) {
     }
 }
 
-EventHandle timing_event() {
-    cudaEvent_t event = nullptr;
-    CUDA_CHECK(cudaEventCreate(&event));
-    return EventHandle(event);
-}
-
 /// Neither stream waits for the default one.
 StreamHandle make_stream(int priority) {
     cudaStream_t stream = nullptr;

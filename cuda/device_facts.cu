@@ -2,7 +2,7 @@
 #include <chrono>
 #include <cstddef>
 
-#include "cuda/cuda_backend.hpp"
+#include "cuda/cuda_queues.hpp"
 #include "cuda/device_facts.hpp"
 #include "cuda/poll.hpp"
 
@@ -14,15 +14,10 @@ constexpr std::size_t timed_bytes = std::size_t{64} << 20;
 constexpr int timed_copies = 8;
 constexpr std::chrono::milliseconds copy_deadline{10'000};
 
-void close_stream(cudaStream_t stream) noexcept {
-    (void)cudaStreamDestroy(stream);
-}
-using StreamHandle = Handle<cudaStream_t, close_stream>;
-
 void free_device(void* pointer) noexcept {
     (void)cudaFree(pointer);
 }
-using DeviceMemory = Handle<void*, free_device>;
+using DeviceBlock = Handle<void*, free_device>;
 
 /// The value of `probe`, or the text of the Error that it throws.
 template <class T, class Probe>
@@ -34,11 +29,11 @@ Fact<T> probed(Probe const& probe) {
     }
 }
 
-DeviceMemory device_memory(int ordinal, std::size_t bytes) {
+DeviceBlock device_block(int ordinal, std::size_t bytes) {
     void* pointer = nullptr;
     CUDA_CHECK(cudaSetDevice(ordinal));
     CUDA_CHECK(cudaMalloc(&pointer, bytes));
-    return DeviceMemory(pointer);
+    return DeviceBlock(pointer);
 }
 
 StreamHandle new_stream(int ordinal) {
@@ -46,12 +41,6 @@ StreamHandle new_stream(int ordinal) {
     CUDA_CHECK(cudaSetDevice(ordinal));
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     return StreamHandle(stream);
-}
-
-EventHandle new_event() {
-    cudaEvent_t event = nullptr;
-    CUDA_CHECK(cudaEventCreate(&event));
-    return EventHandle(event);
 }
 
 /// A copy that an IOMMU swallowed never ends.
@@ -73,8 +62,8 @@ void wait_for_copies(cudaStream_t stream) {
 /// GB/s of copy(stream), which queues one copy of timed_bytes.
 template <class Copy>
 double rate_of(cudaStream_t stream, Copy const& copy) {
-    EventHandle const begin = new_event();
-    EventHandle const end = new_event();
+    EventHandle const begin = timing_event();
+    EventHandle const end = timing_event();
     copy(stream);  // mapping of the memory is not timed
     wait_for_copies(stream);
     CUDA_CHECK(cudaEventRecord(begin.get(), stream));
@@ -90,8 +79,8 @@ double rate_of(cudaStream_t stream, Copy const& copy) {
 }
 
 std::int64_t wrong_bytes_of(int from, int to) {
-    DeviceMemory const source = device_memory(from, checked_bytes);
-    DeviceMemory const target = device_memory(to, checked_bytes);
+    DeviceBlock const source = device_block(from, checked_bytes);
+    DeviceBlock const target = device_block(to, checked_bytes);
     std::vector<unsigned char> sent(checked_bytes);
     for (std::size_t i = 0; i < sent.size(); ++i) {
         sent[i] = static_cast<unsigned char>(31 * from + 17 * to + i * 7 + (i >> 8));
@@ -113,8 +102,8 @@ std::int64_t wrong_bytes_of(int from, int to) {
 }
 
 double peer_rate(int from, int to) {
-    DeviceMemory const source = device_memory(from, timed_bytes);
-    DeviceMemory const target = device_memory(to, timed_bytes);
+    DeviceBlock const source = device_block(from, timed_bytes);
+    DeviceBlock const target = device_block(to, timed_bytes);
     StreamHandle const stream = new_stream(from);
     return rate_of(stream.get(), [&](cudaStream_t queue) {
         CUDA_CHECK(cudaMemcpyPeerAsync(target.get(), to, source.get(), from, timed_bytes, queue));
@@ -143,7 +132,7 @@ int device_count() {
 }
 
 double host_rate(int ordinal, cudaMemcpyKind direction) {
-    DeviceMemory const device = device_memory(ordinal, timed_bytes);
+    DeviceBlock const device = device_block(ordinal, timed_bytes);
     PinnedMemory const host = pinned_memory(timed_bytes);
     StreamHandle const stream = new_stream(ordinal);
     bool const down = direction == cudaMemcpyDeviceToHost;

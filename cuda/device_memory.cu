@@ -57,6 +57,12 @@ EventHandle ordering_event() {
     return EventHandle(event);
 }
 
+EventHandle timing_event() {
+    cudaEvent_t event = nullptr;
+    CUDA_CHECK(cudaEventCreate(&event));
+    return EventHandle(event);
+}
+
 DeviceMemory::DeviceMemory(CudaQueues& queues)
     : queues_(queues), drained_(ordering_event()), total_(memory_info().total) {}
 

@@ -17,6 +17,14 @@ namespace cpstep {
 
 /// An event that orders queues and keeps no time.
 EventHandle ordering_event();
+EventHandle timing_event();
+
+inline void free_pinned(void* pointer) noexcept {
+    (void)cudaFreeHost(pointer);
+}
+using PinnedMemory = Handle<void*, free_pinned>;
+/// Host memory that queued copies read and write.
+PinnedMemory pinned_memory(std::size_t bytes);
 
 /// Blocks that cudaMalloc gives, each alone in its 2 MiB pages, so that another process may open
 /// it. A large piece is a block of its own; small ones share a slab, and are used again without

@@ -61,7 +61,7 @@ def sizes(runs):
 
 def trace(runs):
     """NAME-off against NAME, whose steps stand in the same blocks of one run; a run is named by its wire."""
-    missed = []
+    missed = [] if runs else ["nothing was timed"]
     print(f"{'wire':<6} {'variant':<8} {'traced ms':>10} {'not traced ms':>14} {'deviations':>14} {'cost':>8}")
     for wire, summary in runs.items():
         timings = {variant["name"]: variant["timing"] for variant in summary["variants"] if "timing" in variant}
@@ -75,7 +75,7 @@ def trace(runs):
                 missed.append(f"{wire}, {name}: tracing costs {100 * cost:.2f} % of a step")
         if not pairs:
             missed.append(f"{wire}: nothing was timed")
-    return missed or ([] if runs else ["nothing was timed"])
+    return missed
 
 
 class Floor:
