@@ -188,9 +188,10 @@ trace_run() {  # WIRE
     keep "$1" "$tmp/run"
 }
 
+# NCCL starts a thread for each call of a non-blocking communicator, and steps then vary by more than tracing costs.
 section_trace() {
     trace_run ipc
-    [ "$ranks" -eq 1 ] || trace_run nccl
+    [ "$ranks" -eq 1 ] || NCCL_COMM_BLOCKING=1 trace_run nccl
     table trace
 }
 
