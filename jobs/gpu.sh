@@ -5,7 +5,7 @@
 #   selftest  planted faults on 2, 3 and 4 ranks
 #   sizes     inputs/qwen2.5-0.5b-*.ini, CP=2 against CP=1; timed where each rank has a GPU
 #   speed     forward + backward and the whole step beside PyTorch; share and floor of each phase
-#   trace     what tracing costs a step, CP=1 and CP=2, over ipc and nccl
+#   trace     what tracing costs a step, CP=1 and CP=2, over ipc, nccl, and nccl with communicators that block
 #   attention calls of a CP=2 rank against the whole sequence's, without wires
 #   sanitize  compute-sanitizer's memcheck, racecheck and initcheck on the smoke run
 #   all       these, each with its own limit
@@ -177,21 +177,25 @@ section_speed() {
 }
 
 # Traced and not traced steps of one run, in turn within each block.
-trace_run() {  # WIRE
+trace_run() {  # NAME WIRE BLOCKS
     local cp=(--variant "cp1-off:context-parallel-size=1,trace-detail=off")
     [ "$ranks" -eq 1 ] || cp+=(--variant "cp$ranks:context-parallel-size=$ranks" \
         --variant "cp$ranks-off:context-parallel-size=$ranks,trace-detail=off")
-    device_options "$ranks" bf16 "$1"
+    device_options "$ranks" bf16 "$2"
     launch "$ranks" "$program" run --config "$model-8x1024.ini" --cp-comm-type all_gather --cp-loss-comm scalar \
-        --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks 12 --quiet --output "$tmp/run" "${device[@]}"
+        --trace-detail passes "${cp[@]}" --warmup-steps 3 --blocks "$3" --quiet --output "$tmp/run" "${device[@]}"
     run "trace, $1" "${launched[@]}"
     keep "$1" "$tmp/run"
 }
 
-# NCCL starts a thread for each call of a non-blocking communicator, and steps then vary by more than tracing costs.
+# NCCL starts a thread for each call of a non-blocking communicator, and steps then vary by more than tracing costs: that
+# row has more blocks, and one whose communicators block stands beside it.
 section_trace() {
-    trace_run ipc
-    [ "$ranks" -eq 1 ] || NCCL_COMM_BLOCKING=1 trace_run nccl
+    trace_run ipc ipc 12
+    if [ "$ranks" -gt 1 ]; then
+        trace_run nccl nccl 24
+        NCCL_COMM_BLOCKING=1 trace_run nccl-blocking nccl 12
+    fi
     table trace
 }
 

@@ -4,7 +4,7 @@ usage: gpu_table.py sizes FOLDER
        gpu_table.py trace FOLDER
        gpu_table.py speed FOLDER CONFIG_JSON
 FOLDER holds summary.json files as NAME.json, for speed as SAMPLESxTOKENS.json, and torch.json; those of trace are
-named by the wire and have variants NAME and NAME-off.
+named by the row and have variants NAME and NAME-off.
 Exit 1 if a goal is missed: a verdict that is not "pass", a memory plan more than 10 % off the peak, a time or a peak
 not below PyTorch's, a trace that costs 1 % of a step.
 """
@@ -60,16 +60,16 @@ def sizes(runs):
 
 
 def trace(runs):
-    """NAME-off against NAME, whose steps stand in the same blocks of one run; a run is named by its wire."""
+    """NAME-off against NAME, whose steps stand in the same blocks of one run; a run is named by its row."""
     missed = [] if runs else ["nothing was timed"]
-    print(f"{'wire':<6} {'variant':<8} {'traced ms':>10} {'not traced ms':>14} {'deviations':>14} {'cost':>8}")
+    print(f"{'wire':<14} {'variant':<8} {'traced ms':>10} {'not traced ms':>14} {'deviations':>14} {'cost':>8}")
     for wire, summary in runs.items():
         timings = {variant["name"]: variant["timing"] for variant in summary["variants"] if "timing" in variant}
         pairs = [(name, timings[name], timings[name + "-off"]) for name in timings if name + "-off" in timings]
         for name, on, off in pairs:
             cost = on["median_s"] / off["median_s"] - 1
             deviations = "{:.2f}, {:.2f}".format(1e3 * on["mad_s"], 1e3 * off["mad_s"])
-            print(f"{wire:<6} {name:<8} {1e3 * on['median_s']:10.2f} {1e3 * off['median_s']:14.2f} {deviations:>14} "
+            print(f"{wire:<14} {name:<8} {1e3 * on['median_s']:10.2f} {1e3 * off['median_s']:14.2f} {deviations:>14} "
                   f"{100 * cost:6.2f} %")
             if not cost < 0.01:
                 missed.append(f"{wire}, {name}: tracing costs {100 * cost:.2f} % of a step")
