@@ -35,6 +35,9 @@ class QueueWatcher {
     virtual void check() = 0;
     /// What has not arrived, as in "exchange 'cp.kv' with rank 1 (group of 2)"; "" if all has.
     virtual std::string pending() const = 0;
+    /// Another thread may still put work on the wire: returns when it is there. Whoever uses the
+    /// wire next calls this first.
+    virtual void settle() {}
     /// The host gives up: ends what the device waits for, so that memory can be freed on the way
     /// out. Nothing the device holds can be trusted afterwards.
     virtual void give_up() noexcept {}
@@ -59,7 +62,7 @@ class CudaQueues {
     virtual cudaStream_t compute() const = 0;
     virtual cudaStream_t wire() const = 0;  ///< of higher priority
     /// What is queued on the wire from now on starts after what is queued on compute by now; and
-    /// the reverse.
+    /// the reverse. Both settle() every watcher.
     virtual void wire_after_compute() = 0;
     virtual void compute_after_wire() = 0;
     /// Polls until the event is reached. Error(communication) past the deadline, naming what

@@ -137,12 +137,20 @@ void DeviceQueues::record_compute() {
     CUDA_CHECK(cudaEventRecord(compute_reached_.get(), compute()));
 }
 
+void DeviceQueues::settle_watchers() {
+    for (QueueWatcher* const watcher : watchers_) {
+        watcher->settle();
+    }
+}
+
 void DeviceQueues::wire_after_compute() {
+    settle_watchers();
     record_compute();
     CUDA_CHECK(cudaStreamWaitEvent(wire(), compute_reached_.get(), 0));
 }
 
 void DeviceQueues::compute_after_wire() {
+    settle_watchers();
     CUDA_CHECK(cudaEventRecord(wire_reached_.get(), wire()));
     CUDA_CHECK(cudaStreamWaitEvent(compute(), wire_reached_.get(), 0));
 }

@@ -42,6 +42,7 @@ class DeviceQueues final : public CudaQueues {
     bool given_up() const { return given_up_; }
 
   private:
+    void settle_watchers();
     void check_watchers();
     Error lateness() const;
 

@@ -188,12 +188,12 @@ trace_run() {  # NAME WIRE BLOCKS
     keep "$1" "$tmp/run"
 }
 
-# NCCL starts a thread for each call of a non-blocking communicator, and steps then vary by more than tracing costs: that
+# NCCL starts a thread for each call of a non-blocking communicator, and steps then vary by about what tracing costs: that
 # row has more blocks, and one whose communicators block stands beside it.
 section_trace() {
     trace_run ipc ipc 12
     if [ "$ranks" -gt 1 ]; then
-        trace_run nccl nccl 24
+        trace_run nccl nccl 48
         NCCL_COMM_BLOCKING=1 trace_run nccl-blocking nccl 12
     fi
     table trace

@@ -108,9 +108,6 @@ int Comm::begin(Open open, Begin const& work) {
         open.posted = time(&Comm::mark_posted);
     }
     int const ticket = work();
-    if (open.takes_part && queued()) {
-        open.done = time(&Comm::mark_done);
-    }
     open_.emplace(ticket, std::move(open));
     return ticket;
 }
@@ -186,7 +183,7 @@ void Comm::end_call(int ticket) {
     record.posted = open.posted;
     record.waited = time(&Comm::mark_waited);
     do_end_call(ticket);
-    record.done = queued() ? open.done : time(&Comm::mark_done);
+    record.done = wants_times() ? mark_ended(ticket) : 0;
     if (open.counts) {
         count(record);
     }

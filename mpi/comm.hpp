@@ -101,6 +101,9 @@ class Comm {
     void clear_ledger() { ledger_.clear(); }
     void set_observer(CommObserver* observer) { observer_ = observer; }
 
+  protected:
+    bool wants_times() const { return observer_ != nullptr && observer_->wants_times(); }
+
   private:
     virtual void do_all_reduce_sum(std::string_view label, Tensor data) = 0;
     virtual void do_all_to_all(std::string_view label, Tensor recv, Tensor send,
@@ -115,12 +118,13 @@ class Comm {
     virtual void do_end_call(int ticket) = 0;
 
     // Of wires whose calls queue work on a device; the host's have done theirs when they return.
-    virtual bool queued() const { return false; }
     virtual void wire_after_compute() {}
     virtual void compute_after_wire() {}
     virtual Mark mark_posted() { return now_ns(); }
     virtual Mark mark_waited() { return now_ns(); }
     virtual Mark mark_done() { return now_ns(); }
+    /// When the begun call was done that do_end_call(ticket) has just ended.
+    virtual Mark mark_ended(int /*ticket*/) { return now_ns(); }
 
     struct Open {
         std::string label;
@@ -130,12 +134,9 @@ class Comm {
         bool counts = false;     // sends something
         std::int64_t bytes = 0;  // sent
         Mark posted = 0;
-        Mark done = 0;  // where calls are queued
     };
     /// A mark, or 0 where no observer wants times.
-    Mark time(Mark (Comm::*mark)()) {
-        return observer_ != nullptr && observer_->wants_times() ? (this->*mark)() : 0;
-    }
+    Mark time(Mark (Comm::*mark)()) { return wants_times() ? (this->*mark)() : 0; }
     template <class Work>
     void collective(std::string_view label, std::string_view op, std::int64_t bytes,
                     Work const& work);

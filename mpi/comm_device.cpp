@@ -15,7 +15,7 @@ int place_of(World const& world, std::vector<int> const& members) {
 
 /// Errors of earlier work count as reached: who waits for the queue is told of them.
 bool reached(EventHandle const& event) {
-    if (!event || cudaEventQuery(event.get()) != cudaErrorNotReady) {
+    if (cudaEventQuery(event.get()) != cudaErrorNotReady) {
         return true;
     }
     (void)cudaGetLastError();  // "not ready" would be taken for the failure of the next launch
@@ -44,34 +44,40 @@ std::string DeviceComm::describe(std::string_view op, std::string_view label, in
     return fmt::format("{} '{}'{} (group of {})", op, label, peers, size());
 }
 
-void DeviceComm::call_queued(std::string what) {
-    (void)add(std::move(what), false);
-}
-
-int DeviceComm::begun_queued(std::string what) {
-    return add(std::move(what), true);
-}
-
 int DeviceComm::exchange_skipped() {
-    int const ticket = next_ticket_++;
-    calls_.emplace(ticket, Call{.what = {}, .finished = {}, .open = true});
-    return ticket;
+    return add({}, true);
 }
 
 int DeviceComm::add(std::string what, bool open) {
     forget_finished();
+    int const ticket = next_ticket_++;
+    calls_.emplace(ticket, Call{.what = std::move(what), .finished = {}, .done = 0, .open = open});
+    return ticket;
+}
+
+int DeviceComm::add_queued(std::string what, bool open) {
+    int const ticket = add(std::move(what), open);
+    queued(ticket);
+    return ticket;
+}
+
+void DeviceComm::queued(int ticket) {
     if (idle_events_.empty()) {
         cudaEvent_t event = nullptr;
         CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
         idle_events_.emplace_back(event);
     }
-    EventHandle event = std::move(idle_events_.back());
+    Call& call = calls_.at(ticket);
+    call.finished = std::move(idle_events_.back());
     idle_events_.pop_back();
-    CUDA_CHECK(cudaEventRecord(event.get(), queues_.wire()));
-    int const ticket = next_ticket_++;
-    calls_.emplace(ticket,
-                   Call{.what = std::move(what), .finished = std::move(event), .open = open});
-    return ticket;
+    CUDA_CHECK(cudaEventRecord(call.finished.get(), queues_.wire()));
+    if (call.open && wants_times()) {
+        call.done = backend_.mark(Queue::wire);
+    }
+}
+
+bool DeviceComm::finished(Call const& call) {
+    return call.what.empty() || (call.finished && reached(call.finished));
 }
 
 /// The wire stream finishes calls in their order.
@@ -82,7 +88,7 @@ void DeviceComm::forget_finished() {
             ++at;
             continue;
         }
-        if (!reached(call.finished)) {
+        if (!finished(call)) {
             return;
         }
         if (call.finished) {
@@ -93,6 +99,7 @@ void DeviceComm::forget_finished() {
 }
 
 void DeviceComm::do_end_call(int ticket) {
+    settle();
     Call& call = calls_.at(ticket);
     if (call.finished) {
         CUDA_CHECK(cudaStreamWaitEvent(queues_.compute(), call.finished.get(), 0));
@@ -101,6 +108,7 @@ void DeviceComm::do_end_call(int ticket) {
 }
 
 void DeviceComm::drain() {
+    settle();
     for (auto const& [ticket, call] : calls_) {
         if (call.finished) {
             queues_.wait(call.finished.get());
@@ -110,7 +118,7 @@ void DeviceComm::drain() {
 
 std::string DeviceComm::pending() const {
     for (auto const& [ticket, call] : calls_) {
-        if (!reached(call.finished)) {
+        if (!finished(call)) {
             return call.what;
         }
     }

@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cuda/cuda_backend.hpp"
@@ -36,9 +37,14 @@ class DeviceComm : public Comm, protected QueueWatcher {
                          int other = no_peer) const;
     /// All work of a collective is on the wire stream; `what` names the call while it is
     /// unfinished.
-    void call_queued(std::string what);
+    void call_queued(std::string what) { add_queued(std::move(what), false); }
     /// The same for a begun call, which a later do_end_call(ticket) ends.
-    int begun_queued(std::string what);
+    int begun_queued(std::string what) { return add_queued(std::move(what), true); }
+    /// A begun call whose work is yet to come to the wire stream: settle(), which comes before any
+    /// other use of that stream, then says queued(ticket).
+    int begun(std::string what) { return add(std::move(what), true); }
+    void queued(int ticket);
+    std::string const& what(int ticket) const { return calls_.at(ticket).what; }
     /// An exchange in which this rank has no part.
     int exchange_skipped();
     /// Waits until all calls have finished, with the deadline of the queues.
@@ -49,20 +55,23 @@ class DeviceComm : public Comm, protected QueueWatcher {
 
   private:
     struct Call {
-        std::string what;
-        EventHandle finished;  ///< none where nothing was queued
+        std::string what;      ///< "" where there is nothing to do
+        EventHandle finished;  ///< none before the call is queued
+        Mark done = 0;         ///< of a begun call, where times are wanted
         bool open = false;     ///< begun and not ended
     };
 
     void do_end_call(int ticket) override;
-    bool queued() const override { return true; }
     void wire_after_compute() override { queues_.wire_after_compute(); }
     void compute_after_wire() override { queues_.compute_after_wire(); }
     Mark mark_posted() override { return backend_.mark_posted(); }
     Mark mark_waited() override { return backend_.mark_waited(); }
     Mark mark_done() override { return backend_.mark(Queue::wire); }
+    Mark mark_ended(int ticket) override { return calls_.at(ticket).done; }
 
     int add(std::string what, bool open);
+    int add_queued(std::string what, bool open);
+    static bool finished(Call const& call);
     void forget_finished();
 
     World const& world_;

@@ -1,11 +1,14 @@
 // Comm over NCCL: the world's communicator and its splits, non-blocking, every call polled with the
-// world's deadline, so that it can be aborted at any time.
+// world's deadline, so that it can be aborted at any time. NCCL puts a call on the stream from a
+// thread of its own; a begun call is waited for no sooner than its result or the stream is needed,
+// and its end is marked then.
 #include <nccl.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <optional>
 #include <utility>
 
 #include "mpi/comm_bodies.hpp"
@@ -49,14 +52,17 @@ class Communicator {
 
     /// Where NCCL puts the handle; it may write there until settle() has returned.
     ncclComm_t* slot() { return &comm_; }
-    ncclComm_t get() const { return comm_; }
+    ncclComm_t get() const {
+        require(!aborted_, ExitCode::communication, "NCCL was given up after an earlier failure");
+        return comm_;
+    }
 
     /// Waits until the communicator has done what it was asked on the host's side.
     template <class What>
     void settle(What const& what) const {
         auto const settled = [&] {
             ncclResult_t state = ncclInProgress;
-            NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
+            NCCL_CHECK(ncclCommGetAsyncError(get(), &state));
             check_nccl(state, "NCCL");
             return state == ncclSuccess;
         };
@@ -181,8 +187,7 @@ class NcclComm final : public DeviceComm {
         if (to == no_peer && from == no_peer) {
             return exchange_skipped();
         }
-        std::string what = describe("exchange", label, from, to);
-        queue(what, [&] {
+        return begin_call(describe("exchange", label, from, to), [&] {
             if (to != no_peer) {
                 send_to(to, send.data, static_cast<std::int64_t>(send.bytes()));
             }
@@ -190,11 +195,20 @@ class NcclComm final : public DeviceComm {
                 receive_from(from, recv.data, static_cast<std::int64_t>(recv.bytes()));
             }
         });
-        return begun_queued(std::move(what));
     }
 
     void check() override { communicator_->check(); }
-    void give_up() noexcept override { communicator_->abort(); }
+    void give_up() noexcept override {
+        begun_.reset();
+        communicator_->abort();
+    }
+    void settle() override {
+        if (begun_) {
+            int const ticket = *std::exchange(begun_, std::nullopt);
+            wait_for_nccl(what(ticket));
+            queued(ticket);
+        }
+    }
 
     ncclComm_t comm() const { return communicator_->get(); }
     cudaStream_t wire() { return queues().wire(); }
@@ -225,9 +239,9 @@ class NcclComm final : public DeviceComm {
         }
     }
 
-    /// The calls of `add` become one NCCL call, which is on the stream when this returns.
+    /// The calls of `add` become one NCCL call, which has yet to come to the stream.
     template <class Add>
-    void queue(std::string const& what, Add const& add) {
+    void launch(Add const& add) {
         bool in_group = false;
         try {
             NCCL_CHECK(ncclGroupStart());
@@ -235,7 +249,6 @@ class NcclComm final : public DeviceComm {
             add();
             in_group = false;
             NCCL_CHECK(ncclGroupEnd());
-            communicator_->settle([&] { return what; });
         } catch (Error const&) {
             if (in_group) {
                 (void)ncclGroupEnd();  // an abort inside a group would wait for its end
@@ -244,22 +257,35 @@ class NcclComm final : public DeviceComm {
             throw;
         }
     }
-    template <class Add>
-    std::string queue_named(std::string_view op, std::string_view label, Add const& add) {
-        std::string what = describe(op, label);
-        queue(what, add);
-        return what;
+    /// What was launched last is on the stream when this returns.
+    void wait_for_nccl(std::string const& what) {
+        try {
+            communicator_->settle([&] { return what; });
+        } catch (Error const&) {
+            queues().give_up();
+            throw;
+        }
     }
     template <class Add>
     void queue_collective(std::string_view op, std::string_view label, Add const& add) {
-        call_queued(queue_named(op, label, add));
+        std::string what = describe(op, label);
+        launch(add);
+        wait_for_nccl(what);
+        call_queued(std::move(what));
+    }
+    template <class Add>
+    int begin_call(std::string what, Add const& add) {
+        launch(add);
+        begun_ = begun(std::move(what));
+        return *begun_;
     }
     template <class Add>
     int begin_collective(std::string_view op, std::string_view label, Add const& add) {
-        return begun_queued(queue_named(op, label, add));
+        return begin_call(describe(op, label), add);
     }
 
     std::shared_ptr<Communicator> communicator_;
+    std::optional<int> begun_;  ///< the call that may not be on the stream yet
 };
 
 /// Without these NCCL refuses two ranks on one GPU; set before its first call, where the user has

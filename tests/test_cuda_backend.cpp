@@ -71,7 +71,9 @@ struct Watcher final : QueueWatcher {
     void check() override { require(!fails, ExitCode::communication, "the wire broke"); }
     std::string pending() const override { return gave_up ? "" : "exchange 'test' with rank 1"; }
     void give_up() noexcept override { gave_up = true; }
+    void settle() override { ++settled; }
 
+    int settled = 0;
     bool fails = false;
     bool gave_up = false;
 };
@@ -354,6 +356,22 @@ BOOST_AUTO_TEST_CASE(a_wait_past_the_deadline_names_what_is_pending_and_lets_wir
         BOOST_TEST((waited >= 300ms && waited < 10s));
         backend->queues()->unwatch(&watcher);
     }
+}
+
+BOOST_AUTO_TEST_CASE(a_wire_settles_before_its_queue_is_used_or_waited_for) {
+    if (!gpu_present()) {
+        return;
+    }
+    Backend& backend = gpu(Precision::fp32);
+    Watcher watcher;
+    backend.queues()->watch(&watcher);
+    backend.queues()->wire_after_compute();
+    BOOST_TEST(watcher.settled == 1);
+    backend.queues()->compute_after_wire();
+    BOOST_TEST(watcher.settled == 2);
+    backend.synchronize();
+    BOOST_TEST(watcher.settled == 3);
+    backend.queues()->unwatch(&watcher);
 }
 
 BOOST_AUTO_TEST_CASE(a_wait_ends_with_the_error_of_a_wire_that_broke) {

@@ -224,6 +224,36 @@ BOOST_AUTO_TEST_CASE(open_exchanges_may_end_in_any_order) {
     });
 }
 
+// A wire may put begun calls on the queue from another thread.
+BOOST_AUTO_TEST_CASE(the_backend_waits_for_calls_of_two_groups_that_are_only_begun) {
+    for_each_wire([](Wire& wire, Comm& comm) {
+        if (wire.backend.queues() == nullptr || wire.name == "mpi") {
+            return;  // what is begun over MPI has arrived when it has ended
+        }
+        std::vector<int> members(at(comm.size()));  // in another order: another communicator
+        std::iota(members.rbegin(), members.rend(), 0);
+        auto const other = wire.group(members);
+        for (int turn = 0; turn < 20; ++turn) {
+            auto const values = [&](int rank, int call) {
+                return numbers<float>(300'000, rank, 2 * turn + call);
+            };
+            Array<float> const first(wire.backend, values(comm.rank(), 0));
+            Array<float> const second(wire.backend, values(other->rank(), 1));
+            Array<float> const arrived(wire.backend, std::vector<float>(300'000));
+            Array<float> const arrived_too(wire.backend, std::vector<float>(300'000));
+            int const ticket =
+                comm.begin_exchange("first", first, next(comm), arrived, previous(comm));
+            int const other_ticket = other->begin_exchange("second", second, next(*other),
+                                                           arrived_too, previous(*other));
+            wire.backend.synchronize();
+            BOOST_TEST((arrived.values() == values(previous(comm), 0)));
+            BOOST_TEST((arrived_too.values() == values(previous(*other), 1)));
+            other->end_call(other_ticket);
+            comm.end_call(ticket);
+        }
+    });
+}
+
 // From rank r to r + 1 only, then from 0 to 1 only; a ring shows that tickets still agree.
 BOOST_AUTO_TEST_CASE(ranks_may_send_only_receive_only_or_do_neither) {
     for_each_wire([](Wire& wire, Comm& comm) {
