@@ -50,6 +50,11 @@ class SelfTest {
     ExitCode run();
 
   private:
+    /// Of every wait for another rank, on the host and on the device.
+    void set_deadline(std::chrono::milliseconds deadline) {
+        world_.set_deadline(deadline);
+        backend_.set_deadline(deadline);
+    }
     std::unique_ptr<Variant> variant(Probe const& probe, CpConfig const& config);
     std::unique_ptr<TrainStep> new_step(Probe const& probe);
     VariantResult collected(Probe& probe, Variant& variant, StepMetrics const& metrics);
@@ -233,7 +238,7 @@ Failure SelfTest::run_step(Probe& probe, Variant& variant, StepMetrics& metrics)
         own += error.what();
     }
     Seconds const taken = std::chrono::steady_clock::now() - begin;
-    world_.set_deadline(deadline_);
+    set_deadline(deadline_);
     auto const failures = world_.gather(own);
     // A rank that timed out only waited for the one that failed.
     Failure worst;
@@ -298,7 +303,7 @@ Outcome SelfTest::outcome_of(FaultSpec const& spec) {
         if (!clean) {
             auto const patience = std::chrono::duration_cast<std::chrono::milliseconds>(
                 std::max(Seconds(3), 20 * clean_step_));
-            world_.set_deadline(std::min(deadline_, patience));
+            set_deadline(std::min(deadline_, patience));
         }
         failure = run_step(probe, *faulty, metrics);
     }

@@ -1,6 +1,7 @@
 // A processor: memory and every operation of the step. Calls are ordered as on one stream.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -103,6 +104,8 @@ class Backend {
     /// dst += src, dst f32, src f32 or bf16; equal shapes, strides may differ.
     virtual void add(Tensor dst, Tensor src) = 0;
     virtual void synchronize() = 0;
+    /// How long the host waits for a device, from now on.
+    virtual void set_deadline(std::chrono::milliseconds /*deadline*/) {}
 
     /// The moment at which a queue has done all that was queued so far. mark_ns() of it holds after
     /// synchronize() and until the next begin_marks(), which also aligns a device's clock.

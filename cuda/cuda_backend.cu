@@ -117,6 +117,9 @@ class CudaBackend final : public Backend {
         parts_.marks.join_aside();
         parts_.queues.synchronize();
     }
+    void set_deadline(std::chrono::milliseconds deadline) override {
+        parts_.queues.set_deadline(deadline);
+    }
 
     Mark mark(Queue queue) override {
         return parts_.marks.mark(queue == Queue::wire ? parts_.queues.wire()

@@ -38,6 +38,7 @@ class DeviceQueues final : public CudaQueues {
     DeviceMemory const& memory() const { return memory_; }
     /// Waits for both.
     void synchronize();
+    void set_deadline(std::chrono::milliseconds deadline) { deadline_ = deadline; }
     /// A wait was given up: whatever waits for the device may never return.
     bool given_up() const { return given_up_; }
 

@@ -131,6 +131,7 @@ section_selftest() {
     selftest_run 3 ipc
     selftest_run 4 ipc
     selftest_run 2 mpi
+    selftest_run 2 nccl
 }
 
 # keep NAME FOLDER: summary.json of a run as NAME.json among the section's results; the rest is not kept.

@@ -339,7 +339,8 @@ BOOST_AUTO_TEST_CASE(a_wait_past_the_deadline_names_what_is_pending_and_lets_wir
         return;
     }
     for (bool const watched : {true, false}) {
-        auto const backend = make_cuda_backend({.precision = Precision::fp32, .deadline = 300ms});
+        auto const backend = make_cuda_backend({.precision = Precision::fp32, .deadline = 60s});
+        backend->set_deadline(300ms);
         Watcher watcher;
         if (watched) {
             backend->queues()->watch(&watcher);
