@@ -1,10 +1,16 @@
 #include "mpi/comm_device.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace cpstep {
 namespace {
+
+/// By so many calls the host may be ahead of the device. A stream that waits for a peer takes no
+/// more than about 1000 launches, and the next one has no deadline; a call stands for up to 60
+/// (backward pass of a layer, all_gather).
+constexpr std::ptrdiff_t most_calls_ahead = 12;
 
 int place_of(World const& world, std::vector<int> const& members) {
     auto const at = std::ranges::find(members, world.rank());
@@ -95,6 +101,17 @@ void DeviceComm::forget_finished() {
             idle_events_.push_back(std::move(call.finished));
         }
         at = calls_.erase(at);
+    }
+}
+
+/// Before a call: waits for the one that is too far behind, with the deadline of the queues.
+void DeviceComm::stay_within_reach() {
+    if (std::ssize(calls_) < most_calls_ahead) {
+        return;
+    }
+    Call const& call = std::prev(calls_.end(), most_calls_ahead)->second;
+    if (call.finished) {
+        queues_.wait(call.finished.get());
     }
 }
 

@@ -62,7 +62,10 @@ class DeviceComm : public Comm, protected QueueWatcher {
     };
 
     void do_end_call(int ticket) override;
-    void wire_after_compute() override { queues_.wire_after_compute(); }
+    void wire_after_compute() override {
+        stay_within_reach();
+        queues_.wire_after_compute();
+    }
     void compute_after_wire() override { queues_.compute_after_wire(); }
     Mark mark_posted() override { return backend_.mark_posted(); }
     Mark mark_waited() override { return backend_.mark_waited(); }
@@ -73,6 +76,7 @@ class DeviceComm : public Comm, protected QueueWatcher {
     int add_queued(std::string what, bool open);
     static bool finished(Call const& call);
     void forget_finished();
+    void stay_within_reach();
 
     World const& world_;
     Backend& backend_;

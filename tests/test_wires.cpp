@@ -416,15 +416,25 @@ BOOST_AUTO_TEST_CASE(a_skipped_call_is_named_within_the_deadline) {
         BOOST_TEST_CONTEXT("wire " << wire.name) {
             auto const comm = wire.everyone();
             Array<float> const array(*backend, numbers<float>(1000, comm->rank()));
+            Array<float> const sums(*backend, std::vector<float>(1000));
             auto const call = [&] {
                 comm->all_reduce_sum("grad", array);
                 backend->synchronize();
+            };
+            // More than a device takes while it waits: the host must not get stuck in a launch.
+            auto const many_calls = [&] {
+                for (int turn = 0; turn < 100; ++turn) {
+                    comm->all_reduce_sum("grad", array);
+                    for (int i = 0; i < 30; ++i) {
+                        backend->add(sums, array);
+                    }
+                }
             };
             world.barrier();
             std::int64_t const start = now_ns();
             if (!world.root()) {
                 world.set_deadline(300ms);
-                Error const error = error_of(call);
+                Error const error = error_of(many_calls);
                 BOOST_TEST((error.code() == ExitCode::communication));
                 BOOST_TEST(contains(error.what(), "timed out after "), error.what());
                 BOOST_TEST(contains(error.what(), "all_reduce 'grad'"), error.what());
