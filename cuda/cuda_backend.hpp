@@ -23,6 +23,8 @@ inline void close_event(cudaEvent_t event) noexcept {
     (void)cudaEventDestroy(event);
 }
 using EventHandle = Handle<cudaEvent_t, close_event>;
+/// An event that orders queues and keeps no time.
+EventHandle ordering_event();
 
 /// A wire that device work may wait for. Told of while the host waits for the device.
 class QueueWatcher {

@@ -15,8 +15,6 @@
 
 namespace cpstep {
 
-/// An event that orders queues and keeps no time.
-EventHandle ordering_event();
 EventHandle timing_event();
 
 inline void free_pinned(void* pointer) noexcept {

@@ -69,9 +69,7 @@ int DeviceComm::add_queued(std::string what, bool open) {
 
 void DeviceComm::queued(int ticket) {
     if (idle_events_.empty()) {
-        cudaEvent_t event = nullptr;
-        CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-        idle_events_.emplace_back(event);
+        idle_events_.push_back(ordering_event());
     }
     Call& call = calls_.at(ticket);
     call.finished = std::move(idle_events_.back());
