@@ -159,4 +159,15 @@ class Array {
     std::int64_t cols_, skew_;
 };
 
+/// Small whole numbers that depend on place, rank and turn.
+template <class T>
+std::vector<T> numbers(std::int64_t count, int rank, int turn = 0) {
+    std::vector<T> values(at(count));
+    for (std::int64_t i = 0; i < count; ++i) {
+        values[at(i)] =
+            static_cast<T>((7 * i + std::int64_t{131} * rank + std::int64_t{17} * turn) % 1009);
+    }
+    return values;
+}
+
 }  // namespace cpstep::test
