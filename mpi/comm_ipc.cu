@@ -113,6 +113,7 @@ IpcComm::IpcComm(World const& world, Backend& backend, std::vector<int> const& m
     }
     CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount,
                                       queues().ordinal()));
+    load_sums();  // later they would be loaded behind a wait for a peer
     open_flags();
     // Shows that flags arrive before anything depends on it.
     ready(others_, others_);
