@@ -253,13 +253,15 @@ void EventMarks::begin() {
 }
 
 /// The copy engine looks at what its stream waits for every 7 us, so that a mark is 2 to 9 us late:
-/// the median of many, each behind work on compute as under way. These are a backend's first
+/// the median of many, each behind work on compute as under way. The work is of unequal length,
+/// since with equal ones all marks can be late by much the same. These are a backend's first
 /// kernels: without code for the device it ends here.
 void EventMarks::measure_lag() {
-    constexpr std::int64_t work_ns = 30'000;  // longer than a mark aside takes
-    std::array<std::pair<Mark, Mark>, 64> marks;
+    constexpr std::int64_t shortest_ns = 30'000;  // longer than a mark aside takes
+    std::array<std::pair<Mark, Mark>, 256> marks;
+    std::int64_t turn = 0;
     for (auto& [here, aside] : marks) {
-        work_for<<<1, 1, 0, queues_.compute()>>>(work_ns);
+        work_for<<<1, 1, 0, queues_.compute()>>>(shortest_ns + 125 * (29 * turn++ % 64));
         check_cuda(cudaGetLastError(), "a first kernel");
         here = mark(queues_.compute());
         queues_.record_compute();
