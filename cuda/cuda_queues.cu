@@ -258,10 +258,11 @@ void EventMarks::begin() {
 /// kernels: without code for the device it ends here.
 void EventMarks::measure_lag() {
     constexpr std::int64_t shortest_ns = 30'000;  // longer than a mark aside takes
+    constexpr std::int64_t step_ns = 125;         // 64 of them are more than the 7 us
     std::array<std::pair<Mark, Mark>, 256> marks;
     std::int64_t turn = 0;
     for (auto& [here, aside] : marks) {
-        work_for<<<1, 1, 0, queues_.compute()>>>(shortest_ns + 125 * (29 * turn++ % 64));
+        work_for<<<1, 1, 0, queues_.compute()>>>(shortest_ns + turn++ % 64 * step_ns);
         check_cuda(cudaGetLastError(), "a first kernel");
         here = mark(queues_.compute());
         queues_.record_compute();

@@ -64,12 +64,6 @@ void launch_sum(T* out, Sources const& sources, int ranks, std::int64_t count, i
     CUDA_CHECK(cudaGetLastError());
 }
 
-template <class T>
-void load_sum() {
-    cudaFuncAttributes attributes{};
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, sum_sources<T>));
-}
-
 bool vector_aligned(void const* pointer) {
     return reinterpret_cast<std::uintptr_t>(pointer) % sizeof(float4) == 0;
 }
@@ -152,8 +146,9 @@ void FlagOps::queue_on(cudaStream_t stream) {
 }
 
 void load_sums() {
-    load_sum<float4>();
-    load_sum<float>();
+    cudaFuncAttributes attributes{};
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, sum_sources<float4>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, sum_sources<float>));
 }
 
 void queue_sum(float* out, std::vector<float const*> const& sources, std::int64_t count,

@@ -57,7 +57,7 @@ class FlagOps {
 };
 
 /// Loads the kernels of queue_sum(). The first launch of a kernel loads it, for which the host
-/// waits until the device is idle, without a deadline (CUDA Programming Guide, Lazy Loading).
+/// may wait until the device is idle, without a deadline (CUDA Programming Guide, Lazy Loading).
 void load_sums();
 /// out[i] = sum over sources in their order, the same bits on every run; out may be a source.
 /// Pointers may be of mapped peer memory.
