@@ -52,15 +52,10 @@ bool is_in(auto const& list, cudaError_t rc) {
     return std::find(list.begin(), list.end(), rc) != list.end();
 }
 
-/// Ends after `ns`.
-__global__ void work_for(std::int64_t ns) {
-    auto const now = [] {
-        std::int64_t time = 0;
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
-        return time;
-    };
-    std::int64_t const end = now() + ns;
-    while (now() < end) {
+__global__ void write_all(float4* to, std::size_t count) {
+    std::size_t const step = std::size_t{gridDim.x} * blockDim.x;
+    for (std::size_t i = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+        to[i] = {};
     }
 }
 
@@ -254,15 +249,18 @@ void EventMarks::begin() {
 
 /// The copy engine looks at what its stream waits for every 7 us, so that a mark is 2 to 9 us late:
 /// the median of many, each behind work on compute as under way. The work is of unequal length,
-/// since with equal ones all marks can be late by much the same. These are a backend's first
-/// kernels: without code for the device it ends here.
+/// since with equal ones all marks can be late by much the same. It writes memory, since a mark is
+/// later beside such work: by 5.3 us beside none, 6.2 beside writes and 7.6 beside reads (H200).
+/// These are a backend's first kernels: without code for the device it ends here.
 void EventMarks::measure_lag() {
-    constexpr std::int64_t shortest_ns = 30'000;  // longer than a mark aside takes
-    constexpr std::int64_t step_ns = 125;         // 64 of them are more than the 7 us
+    constexpr std::size_t most = (std::size_t{256} << 20) / sizeof(float4);
+    void* const written =
+        queues_.memory().allocate(most * sizeof(float4), "a measurement of marks");
     std::array<std::pair<Mark, Mark>, 256> marks;
-    std::int64_t turn = 0;
-    for (auto& [here, aside] : marks) {
-        work_for<<<1, 1, 0, queues_.compute()>>>(shortest_ns + turn++ % 64 * step_ns);
+    std::size_t turn = 0;
+    for (auto& [here, aside] : marks) {  // of half to all: longer than a mark aside takes
+        write_all<<<1024, 256, 0, queues_.compute()>>>(static_cast<float4*>(written),
+                                                       most / 128 * (64 + turn++ % 64));
         check_cuda(cudaGetLastError(), "a first kernel");
         here = mark(queues_.compute());
         queues_.record_compute();
@@ -277,6 +275,8 @@ void EventMarks::measure_lag() {
     std::ranges::nth_element(late, middle);
     lag_ns_ = *middle;
     used_ = 0;
+    queues_.memory().release(written);
+    queues_.memory().restart_peak();
 }
 
 Mark EventMarks::take(cudaStream_t stream, bool aside) {

@@ -43,6 +43,8 @@ class DeviceMemory {
     void release(void* pointer) noexcept;
     IpcBlock block_of(void const* pointer) const;
     std::size_t peak_bytes() const { return peak_; }
+    /// The peak of what is allocated now and later.
+    void restart_peak() { peak_ = taken_; }
 
   private:
     struct Block {

@@ -289,6 +289,15 @@ BOOST_AUTO_TEST_CASE(released_memory_is_used_again_but_never_under_queued_work) 
     BOOST_TEST(backend.peak_bytes() <= before + (64 + 32) * mebi);
 }
 
+BOOST_AUTO_TEST_CASE(what_a_start_takes_for_a_moment_is_not_in_the_peak) {
+    if (!gpu_present()) {
+        return;
+    }
+    auto const backend =
+        make_cuda_backend({.precision = Precision::fp32, .attention = AttentionBackend::reference});
+    BOOST_TEST(backend->peak_bytes() == (32 + 32) * mebi);  // a slab, the workspace of products
+}
+
 BOOST_AUTO_TEST_CASE(a_piece_tells_its_block_and_no_two_blocks_share_an_id) {
     if (!gpu_present()) {
         return;
