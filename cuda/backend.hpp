@@ -113,8 +113,8 @@ class Backend {
     virtual std::int64_t mark_ns(Mark mark) const { return mark; }
     virtual void begin_marks() {}
     /// Marks of the compute queue for a call on the wire: where the wire was last told to come
-    /// after it, and where it is now. A device takes them aside, exact to 4 us and right on
-    /// average, since a mark on the queue itself holds it up for 2 to 5.
+    /// after it, and where it is now. A device takes them aside, exact to 6 us and on average to
+    /// 1.5, since a mark on the queue itself holds it up for 2 to 5.
     virtual Mark mark_posted() { return mark(Queue::compute); }
     virtual Mark mark_waited() { return mark(Queue::compute); }
     /// Named range for profilers; ranges nest.

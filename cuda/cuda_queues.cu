@@ -247,11 +247,11 @@ void EventMarks::begin() {
     }
 }
 
-/// The copy engine looks at what its stream waits for every 7 us, so that a mark is 2 to 9 us late:
-/// the median of many, each behind work on compute as under way. The work is of unequal length,
-/// since with equal ones all marks can be late by much the same. It writes memory, since a mark is
-/// later beside such work: by 5.3 us beside none, 6.2 beside writes and 7.6 beside reads (H200).
-/// These are a backend's first kernels: without code for the device it ends here.
+/// The copy engine looks at what its stream waits for every 7 us; a mark is 2 to 12 us late. The
+/// lag is the median of many, each behind work on compute as under way. The work is of unequal
+/// length, since with equal ones all marks can be late by much the same. It writes memory, since a
+/// mark is later beside such work: by 5.3 us beside none, 6.2 beside writes and 7.6 beside reads
+/// (H200). These are a backend's first kernels: without code for the device it ends here.
 void EventMarks::measure_lag() {
     constexpr std::size_t most = (std::size_t{256} << 20) / sizeof(float4);
     void* const written =

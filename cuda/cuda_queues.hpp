@@ -65,7 +65,7 @@ class EventMarks {
     /// -1 - i for event i, so that no mark is taken for a host time.
     Mark mark(cudaStream_t stream) { return take(stream, false); }
     /// Of the moment at which compute reaches DeviceQueues::compute_reached(), by a third stream
-    /// that does not hold it up. Exact to 4 us, on average to 1.5.
+    /// that does not hold it up. Exact to 6 us, on average to 1.5.
     Mark mark_aside();
     /// Compute comes after what is queued aside.
     void join_aside();
